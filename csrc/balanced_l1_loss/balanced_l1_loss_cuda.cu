@@ -1,0 +1,43 @@
+// balanced_l1_loss on the GPU: check, allocate, launch, register.
+#include <torch/csrc/stable/library.h>
+
+#include "balanced_l1_loss/balanced_l1_loss_check.h"
+#include "balanced_l1_loss/balanced_l1_loss_kernel.cuh"
+#include "common/cuda_launch.h"
+
+namespace libra {
+namespace {
+
+template <class T>
+void run(const BalancedL1Arguments& arguments, Tensor& loss, Tensor& gradient, const BalancedL1<T>& constants) {
+  const int64_t n = arguments.pred.numel();
+  const bool each = arguments.reduction == Reduction::kNone;
+  Tensor partial = torch::stable::new_empty(arguments.pred, {each ? 0 : balanced_l1_blocks(n)}, ScalarType::Double);
+  check_launch(launch_balanced_l1_loss<T>(read<T>(arguments.pred), read<T>(arguments.target),
+                                          arguments.weight ? read<T>(*arguments.weight) : nullptr, write<T>(loss),
+                                          gradient.numel() ? write<T>(gradient) : nullptr,
+                                          each ? nullptr : write<double>(partial), n, constants, arguments.reduction,
+                                          current_stream(arguments.pred)),
+               "balanced_l1_loss");
+}
+
+std::tuple<Tensor, Tensor> balanced_l1_loss_cuda(Tensor pred, Tensor target, std::optional<Tensor> weight, double alpha,
+                                                 double gamma, double beta, bool published, int64_t reduction,
+                                                 bool with_gradient) {
+  const torch::stable::accelerator::DeviceGuard guard(pred.get_device_index());
+  const auto arguments = BalancedL1Arguments::check(pred, target, weight, alpha, gamma, beta, reduction);
+  auto [loss, gradient] = arguments.outputs(with_gradient);
+  if (pred.scalar_type() == ScalarType::Float) {
+    run(arguments, loss, gradient, BalancedL1<float>::make(alpha, gamma, beta, published));
+  } else {
+    run(arguments, loss, gradient, BalancedL1<double>::make(alpha, gamma, beta, published));
+  }
+  return {loss, gradient};
+}
+
+}  // namespace
+}  // namespace libra
+
+STABLE_TORCH_LIBRARY_IMPL(libra_ops, CUDA, m) {
+  m.impl("balanced_l1_loss", TORCH_BOX(&libra::balanced_l1_loss_cuda));
+}

@@ -1,0 +1,210 @@
+"""What a run is made of: three frozen dataclasses and the one that holds them.
+
+A recipe (`libra_det.recipes`) is a function that returns one complete `Config`; the command line replaces single fields of it
+(`--epochs 3 --pyramid none`). Nothing else configures a run, and a run folder stores its `Config` as JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Libra Faster R-CNN. Every Libra component stands beside its plain counterpart."""
+
+    # Backbone: a torchvision ResNet or ResNeXt, built by its constructor's name.
+    backbone: str = "resnet50"
+    """Name of a torchvision ResNet or ResNeXt constructor, such as resnet18 or resnext101_64x4d."""
+    backbone_weights: str | None = None
+    """File with backbone weights by torchvision's names, or a torchvision weights name such as DEFAULT; none: random."""
+    norm: Literal["batch_norm", "frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
+    """batch_norm trains its statistics; frozen_batch_norm keeps them and trains scale and shift; group_norm has none."""
+    frozen_stages: int = 1
+    """Leading stages that are not trained: -1 none, 0 the stem, 1 the stem and layer1, up to 4."""
+    pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+    """Subtracted from the RGB channels, which lie in 0..255."""
+    pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+    """Divides the RGB channels after the subtraction."""
+
+    # Neck.
+    fpn_channels: int = 256
+    """Channels of every pyramid level."""
+    pyramid: Literal["none", "mean", "conv", "non_local"] = "non_local"
+    """Balanced feature pyramid: none (plain FPN), mean (integrate and scatter only), or a refinement of the mean map."""
+    refine_level: int = 2
+    """Pyramid level, 0 the finest, at whose size the levels are integrated."""
+
+    # Region proposal network.
+    anchor_scale: float = 8.0
+    """Side of a square anchor, in strides of its level."""
+    anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Height / width of the anchors."""
+    rpn_positive_iou: float = 0.7
+    rpn_negative_iou: float = 0.3
+    rpn_min_positive_iou: float = 0.3
+    """A target whose best anchor reaches this IoU claims that anchor, even under rpn_positive_iou."""
+    rpn_samples: int = 256
+    """Anchors per image that the loss sees."""
+    rpn_positive_fraction: float = 0.5
+    rpn_max_negatives_per_positive: float | None = 5.0
+    rpn_box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "l1"
+    rpn_class_loss_weight: float = 1.0
+    rpn_box_loss_weight: float = 1.0
+    proposals_per_level: int = 2000
+    """Best-scored anchors of each level that go into NMS."""
+    proposals_train: int = 1000
+    """Proposals per image after NMS, in training."""
+    proposals_test: int = 1000
+    """Proposals per image after NMS, in testing."""
+    proposal_nms_iou: float = 0.7
+
+    # Region-of-interest head.
+    roi_positive_iou: float = 0.5
+    roi_negative_iou: float = 0.5
+    roi_samples: int = 512
+    """Proposals per image that the loss sees."""
+    roi_positive_fraction: float = 0.25
+    sampler: Literal["random", "iou_balanced"] = "iou_balanced"
+    """How the negatives of the RoI head are drawn."""
+    sampler_bins: Literal["paper", "published"] = "paper"
+    """What the IoU bins span: the negatives' interval as in the paper, or up to the largest IoU as published code does."""
+    sampler_num_bins: int = 3
+    positive_sampler: Literal["random", "instance_balanced"] = "instance_balanced"
+    box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "balanced_l1"
+    box_loss_beta: float = 1.0
+    """Where smooth_l1 and balanced_l1 become linear."""
+    balanced_l1_alpha: float = 0.5
+    balanced_l1_gamma: float = 1.5
+    balanced_l1_formula: Literal["paper", "published"] = "paper"
+    class_loss_weight: float = 1.0
+    box_loss_weight: float = 1.0
+    roi_size: int = 7
+    roi_sampling_ratio: int = 0
+    """Samples per RoIAlign bin and axis; 0 adapts to the box."""
+    roi_finest_scale: float = 56.0
+    """Boxes of sqrt(area) under twice this many pixels go to the finest level."""
+    fc_channels: int = 1024
+    class_specific_boxes: bool = True
+    """One box regression per class, or one for all."""
+    roi_delta_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+
+    # Detections.
+    score_threshold: float = 0.05
+    nms_iou: float = 0.5
+    detections_per_image: int = 100
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the images come from and what is done to them."""
+
+    data: str = "shapes"
+    """A folder with COCO JSON or Pascal VOC annotations, or "shapes" for the embedded data set."""
+    train_split: str = "train"
+    """Split that is trained on."""
+    eval_split: str = "val"
+    """Split that is evaluated after training."""
+    train_annotations: str | None = None
+    """COCO JSON to train on, where it does not lie in the data folder under a usual name."""
+    eval_annotations: str | None = None
+    """COCO JSON to evaluate on, likewise."""
+    image_folder: str | None = None
+    """Folder that file names are relative to, where it is not the data folder."""
+    short_side: int = 800
+    """Images are resized so that their shorter side is this many pixels ..."""
+    long_side: int = 1333
+    """... unless the longer one would pass this many."""
+    size_divisor: int = 32
+    """Batches are padded to a multiple of this."""
+    horizontal_flip: float = 0.5
+    vertical_flip: float = 0.0
+    scale_jitter: tuple[float, float] = (1.0, 1.0)
+    """Training sizes are multiplied by a factor drawn from this range."""
+    color_jitter: float = 0.0
+    """Strength of random brightness, contrast and saturation; 0 none."""
+    batch_size: int = 2
+    workers: int = 2
+    """Processes that load images; 0 loads in the training process."""
+    cache_mb: int = 0
+    """Memory for resized training images that are kept from epoch to epoch, shared by the workers (Linux); 0 none."""
+    skip_empty: bool = True
+    """Leave images without objects out of training (they are always evaluated)."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How the weights are found."""
+
+    epochs: int = 12
+    learning_rate: float = 0.0025
+    """Peak learning rate, for this batch size."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "one_cycle", "cosine"] = "step"
+    step_epochs: tuple[int, ...] = (8, 11)
+    """Epochs after which the step schedule divides the learning rate by ten."""
+    warmup_steps: int = 500
+    warmup_factor: float = 0.001
+    gradient_clip: float | None = 35.0
+    """Largest total norm of the gradient; none: no clipping."""
+    amp: bool = False
+    """Run the forward pass in bfloat16 autocast."""
+    channels_last: bool = False
+    """Keep images and weights in channels-last memory format."""
+    ema_decay: float = 0.0
+    """Decay per step of an exponential moving average of the weights that is evaluated and saved beside them; 0 none."""
+    seed: int = 0
+    log_every: int = 10
+    """Steps between two lines of log.jsonl."""
+    log_gradient_share_every: int = 100
+    """Steps between two measurements of each loss's share of the gradient; 0 never."""
+    keep_checkpoints: int = 2
+    """Newest epoch checkpoints that are kept; 0 keeps all."""
+    eval_every: int = 0
+    """Epochs between two evaluations; 0 evaluates after the last only."""
+    threads: int | None = None
+    """CPU threads; none leaves torch's choice."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One complete run."""
+
+    recipe: str
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> Config:
+        return _build(cls, json.loads(text), "config")
+
+
+def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+    """A frozen dataclass from nested dicts; an unknown field is an error, a missing one keeps its default."""
+    hints = typing.get_type_hints(cls)
+    unknown = sorted(set(values) - set(hints))
+    if unknown:
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected one of {', '.join(hints)}")
+    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    if typing.get_origin(hint) is tuple:  # JSON has lists only
+        return tuple(value)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType) or value is None:
+        return value
+    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
+        raise ValueError(f"{where}: expected one of {typing.get_args(hint)}, got {value!r}")
+    return value

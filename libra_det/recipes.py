@@ -1,0 +1,88 @@
+"""Recipes: a run is a function that returns one complete, frozen `Config`.
+
+To add one, write a function here; its name is what `libra train --recipe NAME` takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
+
+
+def shapes() -> Config:
+    """The embedded data set of drawn shapes: trains from random initialisation in minutes on two CPU cores."""
+    return Config(
+        recipe="shapes",
+        model=_small_model(rpn_samples=128, roi_samples=64, proposals_per_level=300, proposals_train=200, proposals_test=200),
+        data=DataConfig(data="shapes", short_side=160, long_side=160, batch_size=8),
+        train=_small_schedule(epochs=10),
+    )
+
+
+def bccd() -> Config:
+    """Blood cells (BCCD): dense, imbalanced 11:1, at three scales; from random initialisation on two CPU cores."""
+    return Config(
+        recipe="bccd",
+        model=_small_model(),
+        data=DataConfig(
+            data="bccd", eval_split="test", short_side=240, long_side=320, batch_size=4, vertical_flip=0.5
+        ),
+        train=_small_schedule(epochs=24),
+    )
+
+
+def libra_faster_rcnn_r50() -> Config:
+    """Libra Faster R-CNN R-50-FPN, 1x schedule, as published for COCO (Pang et al. 2019; mmdetection's configuration)."""
+    return Config(
+        recipe="libra_faster_rcnn_r50",
+        model=ModelConfig(backbone_weights="DEFAULT"),
+        data=DataConfig(data="coco", train_split="train2017", eval_split="val2017"),
+        train=TrainConfig(),
+    )
+
+
+def faster_rcnn_r50() -> Config:
+    """The plain counterpart of `libra_faster_rcnn_r50`: every Libra component switched off."""
+    libra = libra_faster_rcnn_r50()
+    plain = replace(libra.model, pyramid="none", sampler="random", positive_sampler="random", box_loss="l1")
+    return replace(libra, recipe="faster_rcnn_r50", model=plain)
+
+
+def _small_model(**changes) -> ModelConfig:
+    """Libra Faster R-CNN on ResNet-18 with a 64-channel pyramid, trained from random initialisation."""
+    model = ModelConfig(
+        backbone="resnet18",
+        norm="batch_norm",
+        frozen_stages=-1,
+        fpn_channels=64,
+        fc_channels=256,
+        proposals_per_level=500,
+        proposals_train=300,
+        proposals_test=300,
+        roi_samples=128,
+    )
+    return replace(model, **changes)
+
+
+def _small_schedule(**changes) -> TrainConfig:
+    """One-cycle SGD with an exponential moving average of the weights."""
+    schedule = TrainConfig(
+        learning_rate=0.02, schedule="one_cycle", warmup_steps=100, gradient_clip=10.0, ema_decay=0.998
+    )
+    return replace(schedule, **changes)
+
+
+_RECIPES = (shapes, bccd, libra_faster_rcnn_r50, faster_rcnn_r50)
+
+
+def recipe_names() -> list[str]:
+    return [function.__name__ for function in _RECIPES]
+
+
+def recipe(name: str) -> Config:
+    """The configuration of the recipe `name`; an unknown name is a ValueError that lists the known ones."""
+    for function in _RECIPES:
+        if function.__name__ == name:
+            return function()
+    raise ValueError(f"recipe: expected one of {', '.join(recipe_names())}, got {name!r}")

@@ -1,0 +1,131 @@
+"""Builds `libra_ops._C`: the C++ kernels always, the CUDA kernels where nvcc and a CUDA build of torch are at hand.
+
+LIBRA_CUDA=0 leaves CUDA out, LIBRA_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the GPUs; MAX_JOBS limits the
+compilers that run at once. The plan is printed before the build and kept in the binary: `libra doctor` shows it.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))
+from build_backend import environment_paths  # noqa: E402
+
+sys.path += environment_paths()  # an isolated build hides the torch of the environment it installs into
+import torch  # noqa: E402
+
+DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # where no GPU says which it needs
+STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for every torch >= 2.10
+CXX_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", STABLE_ABI]
+# No contraction on either side: the CPU and every GPU give the same IoU, bit for bit.
+NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-DUSE_CUDA", STABLE_ABI]
+
+
+def find_cuda_home() -> Path | None:
+    """The CUDA toolkit: CUDA_HOME or CUDA_PATH, the one on PATH, /usr/local/cuda, or NVIDIA's wheels."""
+    nvcc = shutil.which("nvcc")
+    wheels = [Path(path) / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}" for path in environment_paths()]
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parent.parent]
+    for place in [*places, "/usr/local/cuda", *wheels]:
+        if place and (Path(place) / "bin" / "nvcc").exists() and _has_headers(Path(place)):
+            return Path(place)
+    return None
+
+
+def _has_headers(home: Path) -> bool:
+    return any(home.glob("include/cuda_runtime.h")) or any(home.glob("targets/*/include/cuda_runtime.h"))
+
+
+def nvcc_version(home: Path) -> str:
+    text = subprocess.run([home / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True).stdout
+    return re.search(r"release (\d+\.\d+)", text).group(1)
+
+
+def plan_cuda() -> tuple[Path | None, str]:
+    """The toolkit to build with, or None, and the reason in words."""
+    wish = os.environ.get("LIBRA_CUDA", "auto")
+    if wish not in ("0", "1", "auto"):
+        sys.exit(f"LIBRA_CUDA: expected 0, 1 or nothing, got {wish!r}")
+    if wish == "0":
+        return None, "no: LIBRA_CUDA=0"
+    missing = None
+    home = find_cuda_home()
+    if torch.version.cuda is None:
+        missing = f"torch {torch.__version__} is a CPU build"
+    elif home is None:
+        missing = "no nvcc found (looked at CUDA_HOME, PATH, /usr/local/cuda)"
+    if missing and wish == "1":
+        sys.exit(f"LIBRA_CUDA=1, but {missing}: install it, or build for the CPU with LIBRA_CUDA=0")
+    if missing:
+        return None, f"no: {missing}"
+    version = nvcc_version(home)
+    if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        sys.exit(
+            f"nvcc is CUDA {version} ({home}) but torch {torch.__version__} was built for CUDA {torch.version.cuda}: their "
+            f"major versions have to agree. Point CUDA_HOME to a CUDA {torch.version.cuda.split('.')[0]} toolkit, install "
+            f"a torch for CUDA {version.split('.')[0]}, or build for the CPU only with LIBRA_CUDA=0."
+        )
+    return home, f"yes: nvcc {version} in {home}, torch for CUDA {torch.version.cuda}"
+
+
+def architectures() -> str:
+    if os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return os.environ["TORCH_CUDA_ARCH_LIST"]
+    if torch.cuda.is_available():
+        found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
+        return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
+    return DEFAULT_ARCHITECTURES
+
+
+def write_facts(facts: dict[str, str]) -> Path:
+    """A header with the build's facts, for the op `build_info`."""
+    folder = ROOT / "build" / "generated"
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = "\\n".join(f"{name}: {value}" for name, value in facts.items()).replace('"', "'")
+    (folder / "build_facts.h").write_text(f'#pragma once\n#define LIBRA_BUILD_FACTS "{lines}"\n')
+    return folder
+
+
+def extension():
+    home, why = plan_cuda()
+    if home:
+        os.environ["CUDA_HOME"] = str(home)
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+    # Only now: this module looks for CUDA_HOME as it is imported.
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension, get_cxx_compiler
+
+    compiler = get_cxx_compiler()
+    if shutil.which(compiler) is None:
+        sys.exit(f"no C++ compiler: {compiler!r} is not on PATH. Install g++ or clang++, or name one in CXX.")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    facts = {
+        "cuda": why,
+        "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if home else "none",
+        "compiler": version,
+        "built against": f"torch {torch.__version__} (runs with torch >= 2.10)",
+    }
+    for name, value in facts.items():
+        print(f"libra_ops build | {name}: {value}", file=sys.stderr)
+    sources = sorted(ROOT.glob("csrc/**/*.cpp")) + (sorted(ROOT.glob("csrc/**/*.cu")) if home else [])
+    kind = CUDAExtension if home else CppExtension
+    return kind(
+        "libra_ops._C",
+        [str(source.relative_to(ROOT)) for source in sources],
+        include_dirs=[str(write_facts(facts)), str(ROOT / "csrc")],
+        depends=[str(path) for path in ROOT.glob("csrc/**/*.*h")],
+        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
+        py_limited_api=True,
+    )
+
+
+if __name__ == "__main__":
+    extensions = [extension()]
+    from torch.utils.cpp_extension import BuildExtension
+
+    setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})

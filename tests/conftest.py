@@ -1,0 +1,36 @@
+"""Fixtures for all tests: where the real photos and the goldens of the reference implementation are."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _folder(variable: str, default: Path) -> Path:
+    folder = Path(os.environ.get(variable, default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"needs {folder.name}: {folder} is not there (set {variable})")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def libra_data() -> Path:
+    """Folder of real annotated photos: $LIBRA_DATA, or ../shared/data beside the repository."""
+    return _folder("LIBRA_DATA", ROOT.parent / "shared" / "data")
+
+
+@pytest.fixture(scope="session")
+def libra_goldens() -> Path:
+    """Folder of inputs and outputs of the reference implementation: $LIBRA_GOLDENS, or ../shared/goldens."""
+    return _folder("LIBRA_GOLDENS", ROOT.parent / "shared" / "goldens")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `cuda` run wherever a GPU is, and say so where they do not."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
