@@ -1,0 +1,36 @@
+// match_boxes on the GPU: check, allocate, launch, register.
+#include <torch/csrc/stable/library.h>
+
+#include "common/cuda_launch.h"
+#include "match_boxes/match_boxes_check.h"
+#include "match_boxes/match_boxes_kernel.cuh"
+
+namespace libra {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> match_boxes_cuda(Tensor boxes, Tensor targets, Tensor valid,
+                                                    std::optional<Tensor> crowd, double positive_iou,
+                                                    double negative_iou, std::optional<double> min_positive_iou) {
+  const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
+  const auto arguments =
+      MatchArguments::check(boxes, targets, valid, crowd, positive_iou, negative_iou, min_positive_iou);
+  MatchOutputs outputs = arguments.outputs();
+  const MatchShape shape = MatchShape::make(arguments.batch, arguments.boxes_per_image, arguments.targets_per_image,
+                                            arguments.crowd_per_image, arguments.shared_boxes);
+  const bool low_quality = arguments.rules.low_quality;
+  Tensor tops = torch::stable::new_zeros(
+      boxes, {low_quality ? shape.batch * shape.chunks * shape.targets : 0}, ScalarType::Int);
+  check_launch(
+      launch_match_boxes(read<float>(arguments.boxes), read<float>(arguments.targets), read<bool>(arguments.valid),
+                         arguments.crowd ? read<float>(*arguments.crowd) : nullptr, write<int64_t>(outputs.index),
+                         write<float>(outputs.iou), write<signed char>(outputs.state),
+                         reinterpret_cast<unsigned*>(write<int32_t>(tops)), shape, arguments.rules,
+                         current_stream(arguments.boxes)),
+      "match_boxes");
+  return {outputs.index, outputs.iou, outputs.state};
+}
+
+}  // namespace
+}  // namespace libra
+
+STABLE_TORCH_LIBRARY_IMPL(libra_ops, CUDA, m) { m.impl("match_boxes", TORCH_BOX(&libra::match_boxes_cuda)); }
