@@ -4,10 +4,10 @@ An isolated build hides the packages of the environment it installs into, and wo
 against. This backend looks into that environment first; setup.py then puts its packages back within reach.
 """
 
+import importlib.machinery
 import importlib.util
 import sysconfig
 
-from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403
 
 
@@ -23,13 +23,14 @@ def _torch_is_there() -> bool:
     return importlib.machinery.PathFinder.find_spec("torch", environment_paths()) is not None
 
 
-def _with_torch(requirements: list[str]) -> list[str]:
-    return requirements if _torch_is_there() else [*requirements, "torch>=2.10", "numpy"]
+def _requirements() -> list[str]:
+    # Not setuptools' own answer: to find it, setuptools runs setup.py, which needs torch.
+    return [] if _torch_is_there() else ["torch>=2.10", "numpy"]
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return _with_torch(build_meta.get_requires_for_build_wheel(config_settings))
+    return _requirements()
 
 
 def get_requires_for_build_editable(config_settings=None):
-    return _with_torch(build_meta.get_requires_for_build_editable(config_settings))
+    return _requirements()

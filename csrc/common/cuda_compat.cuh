@@ -20,14 +20,14 @@
 
 #define LIBRA_HOST_DEVICE __host__ __device__ inline
 #define SHARED(type, name, ...) __shared__ type name __VA_ARGS__
-#define DYN_SHARED(type, name)                                         \
+#define DYN_SHARED(type, name)                                          \
   extern __shared__ __align__(16) unsigned char libra_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(libra_dynamic_shared)
 
 // Arguments are converted to the kernel's own parameter types, as an ordinary call would.
 template <class... Parameters, class... Arguments>
-inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-                          Arguments&&... arguments) {
+inline cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                          cudaStream_t stream, Arguments&&... arguments) {
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;

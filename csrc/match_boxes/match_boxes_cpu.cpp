@@ -8,6 +8,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <vector>
 
@@ -85,10 +86,11 @@ bool apart(const Box<float>& a, const Box<float>& b) {
   return a.x1 >= b.x2 || b.x1 >= a.x2 || a.y1 >= b.y2 || b.y1 >= a.y2;
 }
 
-// Compares the tile with one target. Returns the highest IoU of the boxes that are kept.
+// Compares the tile with one target. Returns the highest IoU of the boxes that are kept. Their maximum is taken of the
+// bits: those of numbers that are not negative are in the numbers' order, and compilers vectorise an integer's maximum.
 LIBRA_VECTOR_CLONES
 float match_tile(Tile& tile, const Box<float>& target, float target_area, int32_t index) {
-  float top = 0.0f;
+  int32_t top_bits = 0;
   for (int i = 0; i < kTile; ++i) {
     const Box<float> box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
     const float value = iou(box, tile.area[i], target, target_area);
@@ -96,8 +98,12 @@ float match_tile(Tile& tile, const Box<float>& target, float target_area, int32_
     tile.best[i] = better ? value : tile.best[i];
     tile.index[i] = better ? index : tile.index[i];
     const float kept = value * tile.keep[i];
-    top = kept > top ? kept : top;
+    int32_t bits;
+    std::memcpy(&bits, &kept, sizeof bits);
+    top_bits = bits > top_bits ? bits : top_bits;
   }
+  float top;
+  std::memcpy(&top, &top_bits, sizeof top);
   return top;
 }
 
