@@ -57,7 +57,9 @@ class ModelConfig:
     rpn_class_loss_weight: float = 1.0
     rpn_box_loss_weight: float = 1.0
     proposals_per_level: int = 2000
-    """Best-scored anchors of each level that go into NMS."""
+    """Best-scored anchors of each level that go into NMS, in training."""
+    proposals_per_level_test: int = 1000
+    """Best-scored anchors of each level that go into NMS, in testing."""
     proposals_train: int = 1000
     """Proposals per image after NMS, in training."""
     proposals_test: int = 1000

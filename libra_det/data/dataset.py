@@ -1,0 +1,197 @@
+"""From annotations to batches of one shape: the same order and the same augmentation whatever the number of workers.
+
+B images of a batch, G target slots, H x W pixels of the padded images. Boxes are xyxy in continuous pixels.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from libra_det.config import DataConfig
+from libra_det.data.augment import augment, jitter_factor, resize_boxes
+from libra_det.data.cache import ImageCache
+from libra_det.data.check import check_files
+from libra_det.data.images import load_image, pad, resize, resized_size
+from libra_det.data.problems import Problems
+from libra_det.data.records import Annotations, ImageRecord
+from libra_det.structures import Batch, Targets
+
+_SLOT_MULTIPLE = 8  # target slots are a multiple of this, so that few shapes are ever compiled
+
+
+class Sample(NamedTuple):
+    """One image as it enters a batch."""
+
+    image: Tensor  # uint8 [3, H, W], resized
+    boxes: Tensor  # float32 [G, 4], in pixels of `image`
+    record: ImageRecord
+
+
+class DetectionDataset(Dataset[Sample]):
+    """Images of a split with their objects, resized, and changed at random if it is for training.
+
+    Args:
+        annotations: what `load_annotations` gave.
+        config: sizes, augmentation, batch size and workers.
+        training: augment, shuffle, and leave out images without objects if `skip_empty`; an image with only crowd
+            regions has nothing to find and counts as one without.
+        seed: with the epoch and the index of an image it decides every random choice.
+
+    `problems` counts what was handled in the annotations and, in data sets of up to 5000 images, what will be in the
+    images (such as grayscale ones), whose headers are read for it. `target_slots` is G.
+
+    Raises:
+        ValueError: if no image is left to train on; or listing image files that are missing and, where headers are
+            read, those that are no images or not of the annotated size. A damaged image is found when it is loaded.
+    """
+
+    def __init__(self, annotations: Annotations, config: DataConfig, training: bool, seed: int) -> None:
+        self.annotations = annotations
+        self.config = config
+        self.training = training
+        self.seed = seed
+        skip = training and config.skip_empty
+        self.images = [image for image in annotations.images if image.has_objects or not skip]
+        if not self.images:
+            raise ValueError(
+                f"{annotations.name}: none of its {len(annotations.images)} images has an object to train on"
+            )
+        self.problems = Problems()
+        self.problems.extend(annotations.problems)
+        check_files(self.images, self.problems)
+        most = max(len(image.boxes) for image in self.images)
+        self.target_slots = max(1, -(-most // _SLOT_MULTIPLE)) * _SLOT_MULTIPLE
+        self._cache: ImageCache | None = None
+        if training and config.cache_mb > 0:
+            self._cache = ImageCache([self._cached_size(image) for image in self.images], config.cache_mb)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of one epoch: in training a last one that is not full is left out, unless it is the only one."""
+        full, rest = divmod(len(self.images), self.config.batch_size)
+        return full if self.training and full else full + bool(rest)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.sample(index, epoch=0)
+
+    def sample(self, index: int, epoch: int) -> Sample:
+        """Image `index` as it is seen in `epoch`; a pure function of seed, epoch and index."""
+        record = self.images[index]
+        random = np.random.default_rng([self.seed, epoch, index])
+        factor = jitter_factor(self.config, random) if self.training else 1.0
+        size = resized_size(record.width, record.height, self.config, factor)
+        image = self._load(record) if self._cache is None else self._cache.get(index, lambda: self._load(record))
+        if image.shape[1:] != size[::-1]:
+            image = resize(image, *size)
+        boxes = resize_boxes(record.boxes, (record.width, record.height), size)
+        if self.training:
+            image, boxes = augment(image, boxes, self.config, random)
+        return Sample(image, boxes, record)
+
+    def order(self, epoch: int) -> list[int]:
+        """Indices in the order of `epoch`: shuffled by seed and epoch in training, else as annotated."""
+        if not self.training:
+            return list(range(len(self.images)))
+        # The length sets this stream apart from those of the samples, whose last number is below it.
+        return np.random.default_rng([self.seed, epoch, len(self.images)]).permutation(len(self.images)).tolist()
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """B samples -> a batch with `target_slots` slots for each image."""
+        images, sizes = pad([sample.image for sample in samples], self.config.size_divisor)
+        batch, slots = len(samples), self.target_slots
+        boxes = torch.zeros(batch, slots, 4)
+        labels = torch.zeros(batch, slots, dtype=torch.int64)
+        valid = torch.zeros(batch, slots, dtype=torch.bool)  # an object to be found
+        crowd = torch.zeros(batch, slots, dtype=torch.bool)  # a region of many objects
+        for position, (_, sample_boxes, record) in enumerate(samples):
+            count = len(sample_boxes)
+            boxes[position, :count] = sample_boxes
+            labels[position, :count] = record.labels
+            valid[position, :count] = ~record.crowd
+            crowd[position, :count] = record.crowd
+        records = [sample.record for sample in samples]
+        original_sizes = torch.tensor([[record.height, record.width] for record in records], dtype=torch.float32)
+        targets = Targets(boxes, labels, valid, crowd)
+        ids, names = [record.id for record in records], [record.file_name for record in records]
+        return Batch(images, sizes, original_sizes, targets, ids, names)
+
+    def _cached_size(self, record: ImageRecord) -> tuple[int, int]:
+        """Width and height at which an image is loaded: that of training, or its own if the size changes each time."""
+        low, high = self.config.scale_jitter
+        return (
+            resized_size(record.width, record.height, self.config, low)
+            if low == high
+            else (record.width, record.height)
+        )
+
+    def _load(self, record: ImageRecord) -> Tensor:
+        """The image before anything random."""
+        low, high = self.config.scale_jitter
+        annotated_size = (record.width, record.height)
+        if not self.training or low != high:
+            return load_image(record.file, annotated_size=annotated_size)
+        size = self._cached_size(record)
+        return resize(load_image(record.file, annotated_size=annotated_size, smallest=size), *size)
+
+
+class _Epoch(Dataset[Sample]):
+    """A data set as it is seen in one epoch."""
+
+    def __init__(self, dataset: DetectionDataset, epoch: int) -> None:
+        self.dataset = dataset
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.dataset.sample(index, self.epoch)
+
+
+def make_loader(
+    dataset: DetectionDataset, *, epoch: int = 0, start_step: int = 0, device: torch.device | str = "cpu"
+) -> DataLoader[Batch]:
+    """Batches of one epoch.
+
+    The same for the same (seed, epoch), whatever the number of workers; torch's own random numbers are not touched.
+
+    Args:
+        epoch: decides order and augmentation in training.
+        start_step: batches at the beginning that are left out without loading them, to resume within an epoch.
+        device: where the batches will go; for CUDA they come in page-locked memory.
+
+    Returns:
+        a loader of `structures.Batch`; its length is `dataset.steps_per_epoch - start_step`.
+    """
+    steps, size = dataset.steps_per_epoch, dataset.config.batch_size
+    if not 0 <= start_step <= steps:
+        raise ValueError(f"start_step: expected 0 to {steps}, the batches of an epoch, got {start_step}")
+    order = dataset.order(epoch)
+    batches = [order[step * size : (step + 1) * size] for step in range(start_step, steps)]
+    workers = min(dataset.config.workers, len(batches))
+    return DataLoader(
+        _Epoch(dataset, epoch),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=dataset.collate,
+        pin_memory=torch.device(device).type == "cuda",
+        worker_init_fn=_ignore_interrupt,
+        # Forked workers start in milliseconds and share the image cache.
+        multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
+        generator=torch.Generator().manual_seed(dataset.seed),
+    )
+
+
+def _ignore_interrupt(worker: int) -> None:
+    """Ctrl-C is for the training process, which ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,200 @@
+"""Images as tensors: decoded to 8-bit RGB, turned as viewers turn them, resized and padded to a batch.
+
+B images of a batch, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms.v2 import functional as transforms
+
+from libra_det.config import DataConfig
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+"""File name endings that are taken for images."""
+
+_ORIENTATION = 0x0112  # the EXIF tag
+_TRANSPOSING = (5, 6, 7, 8)  # its values that exchange width and height
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
+"""What Pillow raises for damaged files; a broken PNG is a SyntaxError."""
+
+
+class ImageHeader(NamedTuple):
+    """What can be known of an image without decoding its pixels."""
+
+    stored: tuple[int, int]  # width, height of the raster in the file
+    displayed: tuple[int, int]  # width, height after the EXIF rotation
+    orientation: int  # EXIF's value; 1 is upright
+    kind: str | None  # the kind of `Problems` that its colours are, if any
+
+
+def image_header(file: Path) -> ImageHeader:
+    """Reads the header of an image file.
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: if it is no image that can be read.
+    """
+    with _open(file) as image:
+        return _header(image)
+
+
+def image_size(file: Path) -> tuple[int, int]:
+    """Width and height of an image file as displayed, in pixels. Errors as in `image_header`."""
+    return image_header(file).displayed
+
+
+def load_image(
+    file: Path | str, *, annotated_size: tuple[int, int] | None = None, smallest: tuple[int, int] | None = None
+) -> Tensor:
+    """Decodes an image to RGB, turned as its EXIF data says.
+
+    Grayscale is repeated over the channels, alpha is ignored, palettes and 16-bit images are converted.
+
+    Args:
+        file: a JPEG, PNG or any other format that Pillow reads.
+        annotated_size: width and height that the annotations give. If they are those of the image as stored but not
+            as displayed, it was annotated without its EXIF rotation, and is returned without.
+        smallest: width and height (as displayed) that are needed: a JPEG may be decoded at a fraction of its size that
+            is still at least twice as large, which is faster and not visible after resizing.
+
+    Returns:
+        uint8 [3, H, W].
+
+    Raises:
+        FileNotFoundError: if the file is missing.
+        ValueError: naming the file, if it is damaged or its size is not `annotated_size`.
+    """
+    file = Path(file)
+    with _open(file) as image:
+        header = _header(image)
+        as_stored = annotated_size is not None and annotated_as_stored(file, header, annotated_size)
+        turn = header.orientation != 1 and not as_stored
+        if smallest is not None and header.kind is None and image.format == "JPEG":
+            width, height = smallest[::-1] if turn and header.orientation in _TRANSPOSING else smallest
+            image.draft(None, (2 * width, 2 * height))
+        try:
+            image.load()
+            return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
+        except _UNREADABLE as error:
+            raise ValueError(
+                f"{file}: cannot be decoded ({error}); replace the file or take it out of the annotations"
+            ) from error
+
+
+def annotated_as_stored(file: Path, header: ImageHeader, annotated_size: tuple[int, int]) -> bool:
+    """True if an image was annotated without its EXIF rotation, as far as its annotated width and height tell.
+
+    Raises:
+        ValueError: naming the file, if its size is neither as stored nor as displayed the annotated one.
+    """
+    if annotated_size == header.displayed:
+        return False
+    if annotated_size == header.stored:
+        return True
+    annotated, found = ("x".join(map(str, size)) for size in (annotated_size, header.displayed))
+    raise ValueError(
+        f"{file}: is {found} pixels, but annotated as {annotated}; its boxes cannot be trusted. Annotate it, or, "
+        "if its boxes are in its own pixels, correct its width and height in the annotations"
+    )
+
+
+def resized_size(width: int, height: int, config: DataConfig, factor: float = 1.0) -> tuple[int, int]:
+    """Width and height of an image after resizing: `short_side` unless the longer one would pass `long_side`.
+
+    `factor` multiplies both limits.
+    """
+    scale = factor * min(config.short_side / min(width, height), config.long_side / max(width, height))
+    return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
+
+
+def resize(image: Tensor, width: int, height: int) -> Tensor:
+    """Bilinear with antialiasing. image: uint8 [3, H, W] -> uint8 [3, height, width]."""
+    return transforms.resize(image, [height, width], antialias=True)
+
+
+def resize_and_pad(images: Sequence[Tensor], config: DataConfig) -> tuple[Tensor, Tensor]:
+    """A batch for testing: each image resized as in evaluation, padded with zeros at the right and bottom.
+
+    Args:
+        images: uint8 [3, H, W] each, of any sizes.
+        config: short_side, long_side and size_divisor are used.
+
+    Returns:
+        images: uint8 [B, 3, H, W], H and W multiples of size_divisor.
+        sizes: float32 [B, 2], height and width of each resized image without the padding.
+    """
+    if not images:
+        raise ValueError("images: expected at least one image, got none")
+    for position, image in enumerate(images):
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8 or not image.numel():
+            raise ValueError(
+                f"images[{position}]: expected uint8 [3, H, W], as load_image gives, "
+                f"got {image.dtype} {list(image.shape)}"
+            )
+    return pad(
+        [resize(image, *resized_size(image.shape[2], image.shape[1], config)) for image in images], config.size_divisor
+    )
+
+
+def pad(images: Sequence[Tensor], size_divisor: int) -> tuple[Tensor, Tensor]:
+    """Pads images to the largest of them, rounded up to a multiple of `size_divisor`. Returns as `resize_and_pad`."""
+    sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32)  # [B, 2] height, width
+    height, width = (-(-int(side) // size_divisor) * size_divisor for side in sizes.amax(0))
+    batch = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
+    for slot, image in zip(batch, images, strict=True):
+        slot[:, : image.shape[1], : image.shape[2]] = image
+    return batch, sizes
+
+
+def _open(file: Path) -> Image.Image:
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: this image file is missing")
+    try:
+        return Image.open(file)
+    except _UNREADABLE as error:
+        reason = "the file is empty" if file.stat().st_size == 0 else str(error)
+        raise ValueError(f"{file}: is no image that can be read ({reason})") from error
+
+
+def _header(image: Image.Image) -> ImageHeader:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged EXIF data is no reason to refuse a picture
+        try:
+            orientation = image.getexif().get(_ORIENTATION, 1)
+        except _UNREADABLE:
+            orientation = 1
+    if orientation not in range(1, 9):
+        orientation = 1
+    displayed = image.size[::-1] if orientation in _TRANSPOSING else image.size
+    return ImageHeader(image.size, displayed, orientation, _color_kind(image.mode))
+
+
+def _color_kind(mode: str) -> str | None:
+    if mode == "RGB":
+        return None
+    if mode in ("1", "L"):
+        return "grayscale"
+    if mode in ("P", "PA"):
+        return "palette"
+    if mode.startswith("I"):
+        return "high_depth"
+    return "alpha" if mode in ("LA", "La", "RGBA", "RGBa", "RGBX") else "other_colors"
+
+
+def _to_tensor(image: Image.Image) -> Tensor:
+    """uint8 [3, H, W], in channels-last memory as decoded."""
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip them to 255 instead of scaling
+        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers without a known range; save it with 8 bits per channel")
+    pixels = np.array(image.convert("RGB") if image.mode != "RGB" else image)  # [H, W, 3]
+    return torch.from_numpy(pixels).permute(2, 0, 1)

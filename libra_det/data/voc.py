@@ -1,0 +1,138 @@
+"""Pascal VOC folders: Annotations/*.xml, JPEGImages/, ImageSets/Main/<split>.txt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+from xml.etree import ElementTree
+
+import numpy as np
+
+from libra_det.data.images import SUFFIXES, image_size
+from libra_det.data.problems import Problems
+from libra_det.data.records import Annotations, Category, GroundTruth, ImageSource, assemble
+
+
+class _Object(NamedTuple):
+    name: str
+    bbox: list[float]  # left, top, width, height in continuous pixels
+    difficult: bool
+    where: str  # file and object, for messages
+
+
+def read_voc(root: Path, split_file: Path, name: str, categories: Sequence[Category] | None) -> Annotations:
+    """Annotations of one split of a VOC folder.
+
+    VOC counts pixels from 1 and includes the last: xmin, ymin, xmax, ymax become xyxy (xmin - 1, ymin - 1, xmax, ymax).
+    A box whose corners are one pixel (xmax = xmin or ymax = ymin) is a stray click and counts as one without area.
+    Objects marked difficult become crowds: never negative in training, ignored in evaluation. Image ids are the
+    positions in the split file, from 1.
+
+    Args:
+        root: the folder with Annotations/ and JPEGImages/.
+        split_file: a text file with an image name without suffix on each line.
+        categories: those of the training split, which give the labels; none: all class names of this split, sorted
+            alphabetically, with ids from 1.
+
+    Raises:
+        ValueError: listing all mistakes, each with the file and the number of the object in it.
+    """
+    problems = Problems()
+    stems = _stems(split_file, root / "Annotations")
+    folder = root / "JPEGImages"
+    files: dict[str, Path] = {}
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix.lower() in SUFFIXES:
+            files.setdefault(file.stem, file)
+    images: list[ImageSource] = []
+    objects: list[tuple[int, _Object]] = []
+    for number, stem in enumerate(stems, start=1):
+        xml = root / "Annotations" / f"{stem}.xml"
+        try:
+            tree = _parse(xml)
+            file = files.get(stem, folder / (tree.findtext("filename") or f"{stem}.jpg").strip())
+            width, height = _size(tree, xml) or image_size(file)
+        except (OSError, ValueError) as error:
+            problems.errors.append(str(error))
+            continue
+        images.append(ImageSource(number, file, file.relative_to(root).as_posix(), width, height))
+        for position, element in enumerate(tree.iter("object"), start=1):
+            where = f"{xml}: object {position}"
+            try:
+                objects.append((len(images) - 1, _object(element, where)))
+            except ValueError as error:
+                problems.errors.append(str(error))
+
+    if categories is None:
+        names = sorted({item.name for _, item in objects})
+        categories = tuple(Category(id, name) for id, name in enumerate(names, start=1))
+    labels = {category.name: label for label, category in enumerate(categories)}
+    for _, item in objects:
+        if item.name not in labels:
+            problems.errors.append(
+                f"{item.where}: class {item.name!r} is not among the classes trained on ({', '.join(labels)}); "
+                "the training split has to have it"
+            )
+    problems.raise_errors()
+
+    truth = GroundTruth(
+        np.arange(1, len(objects) + 1, dtype=np.int64),
+        np.array([index for index, _ in objects], dtype=np.int64),
+        np.array([labels[item.name] for _, item in objects], dtype=np.int64),
+        np.array([item.bbox for _, item in objects], dtype=np.float64).reshape(-1, 4),
+        np.full(len(objects), math.nan),
+        np.array([item.difficult for _, item in objects], dtype=bool),
+    )
+    return assemble(
+        name, tuple(categories), images, truth, problems, lambda row: objects[row][1].where, evaluate_unusable=False
+    )
+
+
+def _stems(split_file: Path, annotations: Path) -> list[str]:
+    """Names of the images of a split; a second column, as in VOC's lists per class, is left out."""
+    lines = [line.strip() for line in split_file.read_text(encoding="utf-8-sig").splitlines()]
+    stems = [line if (annotations / f"{line}.xml").is_file() else line.split()[0] for line in lines if line]
+    if not stems:
+        raise ValueError(f"{split_file}: lists no images")
+    twice = {stem for stem in stems if stems.count(stem) > 1} if len(set(stems)) < len(stems) else set()
+    if twice:
+        raise ValueError(f"{split_file}: image {min(twice)!r} is listed more than once")
+    return stems
+
+
+def _parse(xml: Path) -> ElementTree.Element:
+    if not xml.is_file():
+        raise FileNotFoundError(f"{xml}: this annotation file is missing")
+    try:
+        return ElementTree.parse(xml).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{xml}: is not valid XML ({error})") from error
+
+
+def _size(tree: ElementTree.Element, xml: Path) -> tuple[int, int] | None:
+    """Annotated width and height; none if they are missing or 0, as some tools write them."""
+    texts = [tree.findtext(f"size/{side}") for side in ("width", "height")]
+    try:
+        width, height = (int(float(text or 0)) for text in texts)
+    except (ValueError, OverflowError):
+        raise ValueError(
+            f"{xml}: expected width and height in whole pixels, got {texts[0]!r} and {texts[1]!r}"
+        ) from None
+    return (width, height) if width > 0 and height > 0 else None
+
+
+def _object(element: ElementTree.Element, where: str) -> _Object:
+    name = (element.findtext("name") or "").strip()
+    if not name:
+        raise ValueError(f"{where}: has no name")
+    texts = [element.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+    try:
+        left, top, right, bottom = (float(text) for text in texts if text is not None)
+    except ValueError:
+        raise ValueError(f"{where} ({name}): expected xmin, ymin, xmax and ymax as numbers, got {texts}") from None
+    # The last pixel is included, but corners that coincide or are exchanged span nothing.
+    width, height = (high - low + 1 if high > low else high - low for low, high in ((left, right), (top, bottom)))
+    difficult = (element.findtext("difficult") or "0").strip() == "1"
+    return _Object(name, [left - 1, top - 1, width, height], difficult, where)

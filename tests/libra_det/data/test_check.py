@@ -1,0 +1,55 @@
+"""What `libra check` prints: the data set in numbers, everything handled, and everything that has to be mended."""
+
+import pytest
+from PIL import Image
+
+from libra_det.data import check_data
+
+
+def test_the_summary_counts_objects_and_sizes(coco_folder):
+    for image, annotation in zip(coco_folder.content["images"], coco_folder.content["annotations"], strict=True):
+        annotation["area"] = {10: 500, 11: 2000, 12: 2000, 13: 20000}[image["id"]]
+    coco_folder.content["annotations"][3].update(image_id=12, bbox=[30, 20, 30, 30])
+    coco_folder.picture("1.png", "L")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    coco_folder.picture("2.jpg", size=(30, 40), exif=exif)
+    coco_folder.content["images"][2]["file_name"] = "2.jpg"
+    summary = check_data(coco_folder.write()).splitlines()
+    assert summary[1].startswith(
+        "train: 4 images of 40x30 to 40x30, 4 objects of 2 classes, 0 crowds; 1 images are empty"
+    )
+    assert summary[3].split() == ["cat", "4", "3", "1", "2", "1"]
+    assert summary[4].split() == ["dog", "0", "0", "0", "0", "0"]
+    handled = "\n".join(summary[5:])
+    for part in ("1 boxes reach", "1 images are grayscale", "1 images are turned", "1 images have no objects", "2.jpg"):
+        assert part in handled
+    assert summary[-1] == "All images can be loaded."
+
+
+def test_all_faults_are_reported_at_once(coco_folder):
+    coco_folder.write("val")
+    (coco_folder.folder / "0.png").unlink()
+    file = coco_folder.folder / "1.png"
+    file.write_bytes(file.read_bytes()[:60])
+    coco_folder.picture("2.png", size=(80, 60))
+    coco_folder.write("train")
+    coco_folder.content["annotations"][0]["bbox"] = [1]
+    coco_folder.content["annotations"][1]["category_id"] = 8
+    coco_folder.write("test")
+    with pytest.raises(ValueError) as error:
+        check_data(coco_folder.config)
+    message = str(error.value)
+    assert message.count("0.png: this image file is missing (image 10)") == 2  # in train and val
+    assert message.count("1.png: cannot be decoded") == message.count("2.png: is 80x60") == 2
+    assert "test.json: annotation 100: expected a bbox" in message
+    assert "test.json: annotation 101: category 8 is unknown" in message
+    assert "train: 4 images" in message
+
+
+def test_images_annotated_as_stored_are_told_apart(coco_folder):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    coco_folder.picture("0.jpg", exif=exif)
+    coco_folder.content["images"][0]["file_name"] = "0.jpg"
+    assert "1 images are annotated as stored" in check_data(coco_folder.write())
