@@ -14,7 +14,9 @@ def shapes() -> Config:
     """The embedded data set of drawn shapes: trains from random initialisation in minutes on two CPU cores."""
     return Config(
         recipe="shapes",
-        model=_small_model(rpn_samples=128, roi_samples=64, proposals_per_level=300, proposals_train=200, proposals_test=200),
+        model=_small_model(
+            rpn_samples=128, roi_samples=64, proposals_per_level=300, proposals_train=200, proposals_test=200
+        ),
         data=DataConfig(data="shapes", short_side=160, long_side=160, batch_size=8),
         train=_small_schedule(epochs=10),
     )
@@ -25,9 +27,7 @@ def bccd() -> Config:
     return Config(
         recipe="bccd",
         model=_small_model(),
-        data=DataConfig(
-            data="bccd", eval_split="test", short_side=240, long_side=320, batch_size=4, vertical_flip=0.5
-        ),
+        data=DataConfig(data="bccd", eval_split="test", short_side=240, long_side=320, batch_size=4, vertical_flip=0.5),
         train=_small_schedule(epochs=24),
     )
 

@@ -1,0 +1,175 @@
+"""Backbones: any ResNet or ResNeXt of torchvision, without its classifier, returning the maps of its four stages.
+
+Parameter names are torchvision's own (`conv1.weight`, `layer1.0.bn1.bias`, ...), which published detectors share under
+the prefix `backbone.`; loading either needs no renaming.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import Tensor, nn
+
+
+class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
+    """BatchNorm that always normalises by its stored statistics and never changes them; scale and shift can be trained.
+
+    [B, C, H, W] -> [B, C, H, W]. For fine-tuning on batches too small to estimate statistics from.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with 32 groups (Wu and He 2018), fewer where a group would hold less than two channels."""
+    return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
+
+
+NORMS = {
+    "batch_norm": nn.BatchNorm2d,
+    "frozen_batch_norm": FrozenStatisticsBatchNorm,
+    "group_norm": group_norm,
+}
+
+
+def backbone_names() -> list[str]:
+    """Names that `Backbone` accepts: the constructors of torchvision's ResNets and ResNeXts."""
+    return torchvision.models.list_models(module=torchvision.models, include=["resnet*", "resnext*", "wide_resnet*"])
+
+
+class Backbone(nn.Module):
+    """Stem and four stages of a torchvision ResNet.
+
+    Args:
+        name: constructor of torchvision.models, one of `backbone_names()`.
+        norm: "batch_norm", "frozen_batch_norm" or "group_norm"; see `ModelConfig.norm`.
+        frozen_stages: leading stages whose parameters (and statistics) never change: -1 none, 0 the stem,
+            1 the stem and layer1, ..., 4 everything.
+        weights: a .pth or .safetensors file with torchvision's names, or the name of torchvision weights such as
+            "DEFAULT", which are downloaded; None keeps torchvision's random initialisation.
+
+    Attributes:
+        channels: channels of the four maps, finest first.
+
+    Raises:
+        ValueError: on an unknown name, norm or stage, and for weights that do not fit.
+    """
+
+    def __init__(
+        self, name: str, norm: str = "batch_norm", frozen_stages: int = -1, weights: str | None = None
+    ) -> None:
+        super().__init__()
+        if name not in backbone_names():
+            raise ValueError(f"backbone: expected one of {', '.join(backbone_names())}; got {name!r}")
+        if norm not in NORMS:
+            raise ValueError(f"norm: expected one of {', '.join(NORMS)}; got {norm!r}")
+        if not -1 <= frozen_stages <= 4:
+            raise ValueError(f"frozen_stages: expected -1 (none) to 4 (all stages), got {frozen_stages}")
+        resnet = torchvision.models.get_model(name, weights=None, norm_layer=NORMS[norm])
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2, self.layer3, self.layer4 = resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4
+        widest = resnet.fc.in_features
+        self.channels = (widest // 8, widest // 4, widest // 2, widest)
+        if weights is not None:
+            load_backbone_weights(self, name, weights)
+        stages = [[self.conv1, self.bn1], [self.layer1], [self.layer2], [self.layer3], [self.layer4]]
+        self._frozen = [module for stage in stages[: frozen_stages + 1] for module in stage]
+        for module in self._frozen:
+            module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Training mode, except that BatchNorm of frozen stages keeps its statistics."""
+        super().train(mode)
+        for module in self._frozen:
+            module.eval()
+        return self
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Normalised images [B, 3, H, W] -> maps [B, C_l, ceil(H / s), ceil(W / s)] with strides s = 4, 8, 16, 32."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        maps = []
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            x = layer(x)
+            maps.append(x)
+        return maps
+
+
+def load_backbone_weights(backbone: Backbone, name: str, weights: str) -> None:
+    """Fill `backbone` from a file or from torchvision's published weights; the classifier's are dropped.
+
+    A .pth file is read as untrusted input (tensors only); it may hold the weights themselves or have them under
+    "state_dict" or "model". Every name has to fit.
+
+    Raises:
+        ValueError: if there is no such file or weights name, or naming the keys that are missing, left over or
+            misshapen.
+        ConnectionError: if the weights cannot be downloaded.
+    """
+    state = _read_file(Path(weights)) if _is_file_name(weights) else _download(name, weights)
+    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    own = backbone.state_dict()
+    # files from before torch 0.4.1 have no batch counters, and nothing here reads them
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in state if key not in own]
+    misshapen = [
+        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
+        for key, value in state.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
+        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"backbone_weights: {weights} does not fit a {name} with this norm ({'; '.join(problems)}); "
+            "give weights of the same architecture and norm, by torchvision's names"
+        )
+    backbone.load_state_dict(state, strict=False)
+
+
+def _is_file_name(weights: str) -> bool:
+    return Path(weights).suffix in (".pth", ".pt", ".safetensors") or "/" in weights
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"backbone_weights: there is no file {path}")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError as error:
+            raise ValueError(
+                f"backbone_weights: reading {path} needs safetensors; pip install safetensors, or give a .pth file"
+            ) from error
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"backbone_weights: {path} holds no state_dict (a dict of tensors by parameter name)")
+    return state
+
+
+def _download(name: str, weights: str) -> dict[str, Tensor]:
+    choices = torchvision.models.get_model_weights(name)
+    if weights not in choices.__members__:
+        raise ValueError(
+            f"backbone_weights: expected a .pth or .safetensors file or one of {', '.join(choices.__members__)} "
+            f"for {name}, got {weights!r}"
+        )
+    try:
+        return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
+    except (URLError, OSError) as error:
+        raise ConnectionError(
+            f"backbone_weights: {choices[weights].url} could not be downloaded ({error}); download it elsewhere "
+            "and give the file: --model.backbone-weights FILE.pth"
+        ) from error

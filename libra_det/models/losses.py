@@ -1,0 +1,56 @@
+"""Loss sums over masked slots, in float32. Where the mask is False neither loss nor gradient passes, NaN or not."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import libra_ops
+from libra_det.config import ModelConfig
+
+BOX_LOSSES = ("l1", "smooth_l1", "balanced_l1")
+
+
+def box_loss_sum(predicted: Tensor, wanted: Tensor, mask: Tensor, kind: str, config: ModelConfig) -> Tensor:
+    """Sum of a box regression loss over the slots of `mask` and the four deltas.
+
+    Args:
+        predicted, wanted: [..., 4] deltas.
+        mask: [...] bool.
+        kind: "l1", "smooth_l1" or "balanced_l1" (its constants come from `config`).
+
+    Returns:
+        Scalar float32.
+    """
+    predicted, wanted = predicted.float(), wanted.float()
+    if kind == "balanced_l1":
+        return libra_ops.balanced_l1_loss(
+            predicted,
+            wanted,
+            mask[..., None].float(),
+            alpha=config.balanced_l1_alpha,
+            gamma=config.balanced_l1_gamma,
+            beta=config.box_loss_beta,
+            formula=config.balanced_l1_formula,
+            reduction="sum",
+        )
+    error = torch.where(mask[..., None], predicted - wanted, 0.0)
+    if kind == "l1":
+        return error.abs().sum()
+    if kind == "smooth_l1":
+        return F.smooth_l1_loss(error, torch.zeros_like(error), reduction="sum", beta=config.box_loss_beta)
+    raise ValueError(f"box loss: expected one of {', '.join(BOX_LOSSES)}; got {kind!r}")
+
+
+def binary_loss_sum(logits: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the binary cross-entropy of `logits` [...] against `positive` [...] bool over the slots of `mask`."""
+    logits = torch.where(mask, logits.float(), 0.0)
+    loss = F.binary_cross_entropy_with_logits(logits, positive.float(), reduction="none")
+    return torch.where(mask, loss, 0.0).sum()
+
+
+def class_loss_sum(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
+    """Sum of the cross-entropy of `logits` [..., C + 1] against `labels` [...] int64 over the slots of `mask`."""
+    labels = labels.masked_fill(~mask, -100)  # [...] -> [M] below; -100 is left out
+    return F.cross_entropy(logits.float().flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")

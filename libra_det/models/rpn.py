@@ -1,0 +1,146 @@
+"""Region proposal network (Ren et al. 2015): scores every anchor and moves it; the best become proposals.
+
+B images, L levels, N anchors of all levels, G target slots, S sampled anchors or proposal slots.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import libra_ops
+from libra_det.config import ModelConfig
+from libra_det.models.anchors import base_anchors, grid_cells, inside_padding, place_anchors
+from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
+from libra_det.models.losses import binary_loss_sum, box_loss_sum
+from libra_det.models.postprocess import best_slots, suppress, usable
+from libra_det.structures import Proposals, Targets
+
+STRIDES = (4, 8, 16, 32, 64)
+
+
+class AnchorPredictions(NamedTuple):
+    """What the network says about each anchor, levels one after the other (see `anchors` for the order within one)."""
+
+    logits: Tensor  # [B, N] float32, of being an object
+    deltas: Tensor  # [B, N, 4] float32
+    anchors: Tensor  # [N, 4] float32 xyxy, shared by all images
+    cells: Tensor  # [N, 2] float32 (x, y), the grid points the anchors are centred on
+    level_sizes: tuple[int, ...]  # [L] anchors per level; they sum to N
+
+
+class RPNHead(nn.Module):
+    """A 3x3 convolution and two 1x1 ones, the same for every level."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        channels, num_anchors = config.fpn_channels, len(config.anchor_ratios)
+        self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.rpn_cls = nn.Conv2d(channels, num_anchors, 1)
+        self.rpn_reg = nn.Conv2d(channels, num_anchors * 4, 1)
+        for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
+            nn.init.normal_(conv.weight, std=0.01)
+            nn.init.zeros_(conv.bias)
+        base = torch.stack([base_anchors(stride, config.anchor_scale, config.anchor_ratios) for stride in STRIDES])
+        self.register_buffer("base_anchors", base, persistent=False)  # [L, A, 4]
+
+    def forward(self, features: list[Tensor]) -> AnchorPredictions:
+        """Maps [B, C, H_l, W_l] at `STRIDES` -> predictions for all anchors."""
+        logits, deltas, anchors, cells = [], [], [], []
+        for feature, stride, base in zip(features, STRIDES, self.base_anchors, strict=True):
+            hidden = self.rpn_conv(feature).relu_()
+            # [B, A, H, W] -> [B, H * W * A] and [B, A * 4, H, W] -> [B, H * W * A, 4]
+            logits.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1))
+            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
+            grid = grid_cells(*feature.shape[2:], stride, feature.device)
+            anchors.append(place_anchors(base, grid))
+            cells.append(grid.repeat_interleave(len(base), dim=0))
+        return AnchorPredictions(
+            torch.cat(logits, 1).float(),
+            torch.cat(deltas, 1).float(),
+            torch.cat(anchors),
+            torch.cat(cells),
+            tuple(level.shape[1] for level in logits),
+        )
+
+    @torch.no_grad()
+    def propose(self, predictions: AnchorPredictions, sizes: Tensor, *, per_level: int, limit: int) -> Proposals:
+        """The best moved anchors.
+
+        Each level gives its `per_level` best anchors; they are clipped to the image and thinned by non-maximum
+        suppression within the level; the `limit` best of all levels stay. Boxes without area or that are not finite are
+        dropped.
+
+        Args:
+            sizes: [B, 2] float32 (height, width) of the images without padding.
+        """
+        boxes, logits, levels = [], [], []
+        levelwise = zip(
+            predictions.logits.split(predictions.level_sizes, dim=1),
+            predictions.deltas.split(predictions.level_sizes, dim=1),
+            predictions.anchors.split(predictions.level_sizes),
+            strict=True,
+        )
+        for level, (level_logits, level_deltas, level_anchors) in enumerate(levelwise):
+            best = level_logits.topk(min(per_level, level_logits.shape[1]), dim=1)  # [B, k]
+            deltas = torch.take_along_dim(level_deltas, best.indices[..., None], 1)  # [B, k, 4]
+            boxes.append(decode_boxes(level_anchors[best.indices], deltas))
+            logits.append(best.values)
+            levels.append(torch.full_like(best.indices, level))
+        candidates = clip_boxes(torch.cat(boxes, 1), sizes)  # [B, T, 4]
+        scores = torch.cat(logits, 1).sigmoid()
+        valid = usable(candidates) & scores.isfinite()
+        kept = suppress(candidates, scores, torch.cat(levels, 1), valid, self.config.proposal_nms_iou)
+        index, valid = best_slots(scores, kept, limit)
+        mask = valid[..., None]
+        return Proposals(
+            torch.take_along_dim(candidates, index[..., None], 1).masked_fill(~mask, 0.0),
+            torch.take_along_dim(scores, index, 1).masked_fill(~valid, 0.0),
+            valid,
+        )
+
+    def losses(self, predictions: AnchorPredictions, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Weighted losses "rpn_class" and "rpn_box" over sampled anchors, scalar float32.
+
+        Both are sums over the batch's sampled anchors divided by their number. Targets have at least one slot (G >= 1).
+        """
+        config = self.config
+        with torch.no_grad():
+            matches = libra_ops.match_boxes(
+                predictions.anchors,
+                targets.boxes,
+                targets.valid,
+                positive_iou=config.rpn_positive_iou,
+                negative_iou=config.rpn_negative_iou,
+                min_positive_iou=config.rpn_min_positive_iou,
+                crowd=targets.crowd,
+            )
+            inside = inside_padding(predictions.cells, sizes)  # [B, N]
+            matches = matches._replace(state=matches.state.masked_fill(~inside, -1))
+            samples = libra_ops.sample_iou_balanced(
+                matches,
+                num_samples=config.rpn_samples,
+                positive_fraction=config.rpn_positive_fraction,
+                num_bins=1,
+                interval=(0.0, config.rpn_negative_iou),
+                max_negatives_per_positive=config.rpn_max_negatives_per_positive,
+                positives="random",
+            )
+            # Positives fill the first slots, so the boxes' part needs no others.
+            num_positives = int(config.rpn_samples * config.rpn_positive_fraction + 1e-6)
+            chosen = samples.index[:, :num_positives]  # [B, P]
+            target_index = torch.take_along_dim(matches.index, chosen, 1)
+            target_boxes = torch.take_along_dim(targets.boxes, target_index[..., None], 1)  # [B, P, 4]
+            wanted = encode_boxes(predictions.anchors[chosen], target_boxes)
+            count = samples.valid.sum().clamp(min=1)
+        logits = torch.take_along_dim(predictions.logits, samples.index, 1)  # [B, S]
+        deltas = torch.take_along_dim(predictions.deltas, chosen[..., None], 1)  # [B, P, 4]
+        class_loss = binary_loss_sum(logits, samples.positive, samples.valid)
+        box_loss = box_loss_sum(deltas, wanted, samples.positive[:, :num_positives], config.rpn_box_loss, config)
+        return {
+            "rpn_class": config.rpn_class_loss_weight * class_loss / count,
+            "rpn_box": config.rpn_box_loss_weight * box_loss / count,
+        }

@@ -1,0 +1,55 @@
+"""Suppression of padded batches."""
+
+from __future__ import annotations
+
+import torch
+
+from libra_det.models.postprocess import best_slots, suppress, usable
+
+
+def test_suppression_equals_the_reference(golden) -> None:
+    case = golden("x_ops_losses")["nms"]
+    boxes, scores = case["boxes"][None], case["scores"][None]
+    valid = torch.ones_like(scores, dtype=torch.bool)
+    kept = suppress(boxes, scores, torch.zeros_like(case["idxs"])[None], valid, 0.5)
+    assert torch.equal(best_slots(scores, kept, len(case["thr05_keep"]))[0][0], case["thr05_keep"])
+    kept = suppress(boxes, scores, case["idxs"][None], valid, 0.7)
+    assert torch.equal(best_slots(scores, kept, len(case["batched07_keep"]))[0][0], case["batched07_keep"])
+
+
+def test_classwise_suppression_equals_the_reference(golden) -> None:
+    case = golden("x_ops_losses")["multiclass_nms"]
+    scores = case["scores"][:, :-1]  # [200, 5], without the background
+    boxes = case["boxes"].reshape(1, -1, 4)  # [1, 200 * 5, 4]
+    labels = torch.arange(scores.shape[1]).expand_as(scores).reshape(1, -1)
+    scores = scores.reshape(1, -1)
+    kept = suppress(boxes, scores, labels, scores > case["score_thr"], case["iou"])
+    index, valid = best_slots(scores, kept, case["max"])
+    assert valid.all()
+    torch.testing.assert_close(boxes[0, index[0]], case["dets"][:, :4])
+    torch.testing.assert_close(scores[0, index[0]], case["dets"][:, 4])
+    assert torch.equal(labels[0, index[0]], case["labels"])
+
+
+def test_images_do_not_suppress_each_other_and_invalid_slots_do_nothing() -> None:
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60]]).repeat(2, 1, 1)
+    scores = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]])
+    valid = torch.tensor([[True, True, True], [False, True, True]])
+    kept = suppress(boxes, scores, torch.zeros(2, 3, dtype=torch.int64), valid, 0.5)
+    assert kept.tolist() == [[True, False, True], [False, True, True]]
+    index, found = best_slots(scores, kept, 10)
+    assert index[0, :2].tolist() == [0, 2] and index[1, :2].tolist() == [1, 2]
+    assert found.tolist() == [[True, True, False], [True, True, False]]
+
+
+def test_nothing_to_keep() -> None:
+    boxes, scores = torch.zeros(2, 4, 4), torch.zeros(2, 4)
+    kept = suppress(boxes, scores, torch.zeros(2, 4, dtype=torch.int64), scores > 0, 0.5)
+    assert not kept.any()
+    index, valid = best_slots(scores, kept, 3)
+    assert index.shape == (2, 3) and not valid.any()
+
+
+def test_usable_boxes_are_finite_and_have_an_area() -> None:
+    boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 5], [3, 3, 2, 4], [0, torch.nan, 1, 1], [0, 0, torch.inf, 1]])
+    assert usable(boxes).tolist() == [True, False, False, False, False]
