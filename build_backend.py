@@ -1,7 +1,7 @@
 """The build backend: setuptools, asking for torch only where the environment has none.
 
-An isolated build hides the packages of the environment it installs into, and would download a second torch (5 GB) to build
-against. This backend looks into that environment first; setup.py then puts its packages back within reach.
+An isolated build hides the packages of the environment it installs into, and would download a second torch (5 GB) to
+build against. This backend looks into that environment first; setup.py then puts its packages back within reach.
 """
 
 import importlib.machinery

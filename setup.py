@@ -22,7 +22,15 @@ import torch  # noqa: E402
 
 DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # where no GPU says which it needs
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for every torch >= 2.10
-CXX_FLAGS = ["-std=c++17", "-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", STABLE_ABI]
+CXX_FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fvisibility=hidden",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-ffp-contract=off",
+    STABLE_ABI,
+]
 # No contraction on either side: the CPU and every GPU give the same IoU, bit for bit.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-DUSE_CUDA", STABLE_ABI]
 

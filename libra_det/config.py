@@ -1,7 +1,7 @@
 """What a run is made of: three frozen dataclasses and the one that holds them.
 
-A recipe (`libra_det.recipes`) is a function that returns one complete `Config`; the command line replaces single fields of it
-(`--epochs 3 --pyramid none`). Nothing else configures a run, and a run folder stores its `Config` as JSON.
+A recipe (`libra_det.recipes`) is a function that returns one complete `Config`; the command line replaces single fields
+of it (`--epochs 3 --pyramid none`). Nothing else configures a run, and a run folder stores its `Config` as JSON.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ class ModelConfig:
     backbone: str = "resnet50"
     """Name of a torchvision ResNet or ResNeXt constructor, such as resnet18 or resnext101_64x4d."""
     backbone_weights: str | None = None
-    """File with backbone weights by torchvision's names, or a torchvision weights name such as DEFAULT; none: random."""
+    """File of backbone weights by torchvision's names, or a torchvision weights name such as DEFAULT; none: random."""
     norm: Literal["batch_norm", "frozen_batch_norm", "group_norm"] = "frozen_batch_norm"
-    """batch_norm trains its statistics; frozen_batch_norm keeps them and trains scale and shift; group_norm has none."""
+    """batch_norm trains its statistics; frozen_batch_norm keeps them and trains scale and shift; group_norm: none."""
     frozen_stages: int = 1
     """Leading stages that are not trained: -1 none, 0 the stem, 1 the stem and layer1, up to 4."""
     pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -36,7 +36,7 @@ class ModelConfig:
     fpn_channels: int = 256
     """Channels of every pyramid level."""
     pyramid: Literal["none", "mean", "conv", "non_local"] = "non_local"
-    """Balanced feature pyramid: none (plain FPN), mean (integrate and scatter only), or a refinement of the mean map."""
+    """Balanced feature pyramid: none (plain FPN), mean (integrate and scatter), or a refinement of the mean map."""
     refine_level: int = 2
     """Pyramid level, 0 the finest, at whose size the levels are integrated."""
 
@@ -75,7 +75,7 @@ class ModelConfig:
     sampler: Literal["random", "iou_balanced"] = "iou_balanced"
     """How the negatives of the RoI head are drawn."""
     sampler_bins: Literal["paper", "published"] = "paper"
-    """What the IoU bins span: the negatives' interval as in the paper, or up to the largest IoU as published code does."""
+    """What the IoU bins span: the negatives' interval as in the paper, or all IoUs as published code has it."""
     sampler_num_bins: int = 3
     positive_sampler: Literal["random", "instance_balanced"] = "instance_balanced"
     box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "balanced_l1"
@@ -160,7 +160,7 @@ class TrainConfig:
     channels_last: bool = False
     """Keep images and weights in channels-last memory format."""
     ema_decay: float = 0.0
-    """Decay per step of an exponential moving average of the weights that is evaluated and saved beside them; 0 none."""
+    """Decay per step of a moving average of the weights, which is then what is evaluated and used; 0 none."""
     seed: int = 0
     log_every: int = 10
     """Steps between two lines of log.jsonl."""
@@ -179,6 +179,7 @@ class Config:
     """One complete run."""
 
     recipe: str
+    """Name of the function in libra_det.recipes that gives the fields their values: shapes, bccd, ..."""
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

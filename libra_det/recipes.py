@@ -33,7 +33,7 @@ def bccd() -> Config:
 
 
 def libra_faster_rcnn_r50() -> Config:
-    """Libra Faster R-CNN R-50-FPN, 1x schedule, as published for COCO (Pang et al. 2019; mmdetection's configuration)."""
+    """Libra Faster R-CNN R-50-FPN, 1x schedule, as published for COCO (Pang et al. 2019; mmdetection's settings)."""
     return Config(
         recipe="libra_faster_rcnn_r50",
         model=ModelConfig(backbone_weights="DEFAULT"),

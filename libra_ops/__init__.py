@@ -1,7 +1,7 @@
 """Operations of balanced detection training on the CPU and on CUDA: matching, sampling, losses.
 
-Every operation is batched over images, has fixed shapes, and never waits for the GPU. Boxes are xyxy in continuous pixels.
-`libra_ops.reference` holds a plain-PyTorch twin of each.
+Every operation is batched over images, has fixed shapes, and never waits for the GPU. Boxes are xyxy in continuous
+pixels. `libra_ops.reference` holds a plain-PyTorch twin of each.
 """
 
 from libra_ops._extension import build_info

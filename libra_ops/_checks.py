@@ -26,7 +26,9 @@ def check_tensor(name: str, value: object) -> None:
 def check_floating(name: str, value: object) -> None:
     check_tensor(name, value)
     if value.dtype not in _FLOATS:
-        raise TypeError(f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {describe(value)}")
+        raise TypeError(
+            f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {describe(value)}"
+        )
 
 
 def check_boxes(name: str, value: object, shape: str, dims: Sequence[int] | None = None) -> None:

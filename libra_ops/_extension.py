@@ -13,7 +13,9 @@ _REBUILD = "Rebuild it in the repository with `pip install -e .`"
 def _load() -> None:
     files = sorted(Path(__file__).parent.glob("_C*.so"))
     if not files:
-        raise ImportError(f"libra_ops: the compiled extension is not there ({Path(__file__).parent}/_C*.so). {_REBUILD}.")
+        raise ImportError(
+            f"libra_ops: the compiled extension is not there ({Path(__file__).parent}/_C*.so). {_REBUILD}."
+        )
     try:
         torch.ops.load_library(files[0])
     except OSError as error:

@@ -70,7 +70,9 @@ def balanced_l1_loss(
         _checks.check_floating("weight", weight)
         _checks.check_same_device("weight", weight, pred, "pred")
         if weight.requires_grad:
-            raise ValueError("weight: expected a tensor without requires_grad (it is a constant here); pass weight.detach()")
+            raise ValueError(
+                "weight: expected a tensor without requires_grad (it is a constant here); pass weight.detach()"
+            )
         try:
             weight = weight.to(dtype).expand(pred.shape)
         except RuntimeError:

@@ -22,6 +22,8 @@ def area(boxes: Tensor) -> Tensor:
 
 def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
     """IoU, and with it IoF, GIoU (Rezatofighi et al. 2019, eq. 3), DIoU and CIoU (Zheng et al. 2020, eq. 7 and 10)."""
+    if boxes1.dtype == torch.float32 and any((boxes.abs() > 1e18).any() for boxes in (boxes1, boxes2)):
+        return box_iou(boxes1.double(), boxes2.double(), kind).float()  # squares of such lengths overflow float32
     a, b = boxes1.unsqueeze(-2), boxes2.unsqueeze(-3)  # [..., N, 1, 4], [..., 1, M, 4]
     overlap = (torch.minimum(a[..., 2:], b[..., 2:]) - torch.maximum(a[..., :2], b[..., :2])).clamp(min=0)
     intersection = overlap.prod(-1)  # [..., N, M]

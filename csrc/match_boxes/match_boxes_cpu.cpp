@@ -107,12 +107,12 @@ float match_tile(Tile& tile, const Box<float>& target, float target_area, int32_
   return top;
 }
 
-// The same where a product of coordinates could overflow float32.
+// The same, box by box, where a product of coordinates could overflow float32.
 float match_tile_huge(Tile& tile, int count, const Target& target) {
   float top = 0.0f;
   for (int i = 0; i < count; ++i) {
     const Box<float> box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
-    const float value = is_finite(box) ? overlap_huge<Kind::kIou>(box, target.box) : 0.0f;
+    const float value = pair_iou(box, tile.area[i], is_huge(box), target.box, target.area, target.huge);
     if (value > tile.best[i]) tile.best[i] = value, tile.index[i] = static_cast<int32_t>(target.index);
     if (tile.keep[i] != 0 && value > top) top = value;
   }
@@ -130,7 +130,7 @@ void ignore_crowd(Tile& tile, const Box<float>& region) {
 void ignore_crowd_huge(Tile& tile, int count, const Box<float>& region) {
   for (int i = 0; i < count; ++i) {
     const Box<float> box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
-    if (overlap_huge<Kind::kIof>(box, region) > kCrowdShare) tile.keep[i] = 0.0f;
+    if (pair_iof(box, tile.area[i], is_huge(box), region, is_huge(region)) > kCrowdShare) tile.keep[i] = 0.0f;
   }
 }
 
@@ -243,10 +243,9 @@ class Matcher {
       for (const Target* target : claiming) {
         if (apart(tile.hull, target->box)) continue;
         const float top = tops(b, chunk)[target->index];
-        const bool huge = tile.huge || target->huge;
         for (int i = 0; i < count; ++i) {
           const Box<float> box{tile.x1[i], tile.y1[i], tile.x2[i], tile.y2[i]};
-          const float value = huge ? overlap_huge<Kind::kIou>(box, target->box) : iou(box, tile.area[i], target->box, target->area);
+          const float value = pair_iou(box, tile.area[i], is_huge(box), target->box, target->area, target->huge);
           if (value != top || tile.keep[i] == 0) continue;
           index_[at + i] = target->index;
           state_[at + i] = kPositive;

@@ -37,12 +37,6 @@ struct StagedTarget {
   float area;
 };
 
-__device__ __forceinline__ float pair_iou(const Box<float>& box, float box_area, bool box_huge,
-                                          const StagedTarget& target, bool target_huge) {
-  if (box_huge || target_huge) return is_finite(box) ? overlap_huge<Kind::kIou>(box, target.box) : 0.0f;
-  return iou(box, box_area, target.box, target.area);
-}
-
 __device__ __forceinline__ unsigned warp_max(unsigned value) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 800
   return __reduce_max_sync(kFullWarp, value);
@@ -88,10 +82,7 @@ __global__ void __launch_bounds__(kMatchThreads)
         const bool region_huge = is_huge(region);
 #pragma unroll
         for (int k = 0; k < kBoxesPerThread; ++k) {
-          const float share = !keep[k]                   ? 0.0f
-                              : huge[k] || region_huge ? overlap_huge<Kind::kIof>(box[k], region)
-                                                       : iof(box[k], box_area[k], region);
-          keep[k] = keep[k] && !(share > kCrowdShare);
+          keep[k] = keep[k] && !(pair_iof(box[k], box_area[k], huge[k], region, region_huge) > kCrowdShare);
         }
       }
       for (int64_t start = 0; start < shape.targets; start += kStage) {
@@ -112,7 +103,7 @@ __global__ void __launch_bounds__(kMatchThreads)
           float top = 0.0f;
 #pragma unroll
           for (int k = 0; k < kBoxesPerThread; ++k) {
-            const float value = pair_iou(box[k], box_area[k], huge[k], target, flags & 2);
+            const float value = pair_iou(box[k], box_area[k], huge[k], target.box, target.area, flags & 2);
             if (value > best[k]) best[k] = value, arg[k] = static_cast<int>(start) + j;
             if (keep[k] && value > top) top = value;
           }
@@ -140,11 +131,13 @@ __global__ void __launch_bounds__(kMatchThreads)
                  MatchShape shape, MatchRules rules) {
   SHARED(unsigned, claimed_top, [kStage]);  // bits of the target's best IoU if this chunk reaches it, else 0
   for (int64_t b = blockIdx.y; b < shape.batch; b += gridDim.y) {
-    const Box<float>* image_boxes = boxes + (shape.shared_boxes ? 0 : b * shape.boxes);
     const unsigned* image_tops = tops + b * shape.chunks * shape.targets;
     const int64_t begin = blockIdx.x * shape.tiles_per_chunk * kMatchTile;
-    const int64_t limit = begin + shape.tiles_per_chunk * kMatchTile;
-    const int64_t end = limit < shape.boxes ? limit : shape.boxes;
+    const int64_t rest = shape.boxes - begin, most = shape.tiles_per_chunk * kMatchTile;
+    const int box_count = static_cast<int>(rest < most ? rest : most);
+    const Box<float>* chunk_boxes = boxes + (shape.shared_boxes ? 0 : b * shape.boxes) + begin;
+    int64_t* chunk_index = index + b * shape.boxes + begin;
+    signed char* chunk_state = state + b * shape.boxes + begin;
     for (int64_t start = 0; start < shape.targets; start += kStage) {
       const int count = static_cast<int>(shape.targets - start < kStage ? shape.targets - start : kStage);
       __syncthreads();  // the last stage has been read
@@ -162,21 +155,21 @@ __global__ void __launch_bounds__(kMatchThreads)
       for (int j = 0; j < count; ++j) {
         if (!claimed_top[j]) continue;
         const float top = __uint_as_float(claimed_top[j]);
-        const Box<float> box_of_target = targets[b * shape.targets + start + j];
-        const StagedTarget target{box_of_target, area(box_of_target)};
-        const bool target_huge = is_huge(box_of_target);
-        for (int64_t i = begin + threadIdx.x; i < end; i += kMatchThreads) {
-          const Box<float> box = image_boxes[i];
-          const int64_t out = b * shape.boxes + i;
-          if (pair_iou(box, area(box), is_huge(box), target, target_huge) != top || state[out] == kInCrowd) continue;
-          index[out] = start + j;
-          state[out] = kPositive;
+        const Box<float> target = targets[b * shape.targets + start + j];
+        const float target_area = area(target);
+        const bool target_huge = is_huge(target);
+#pragma unroll 1  // unrolled, it spills around the division in double of the huge boxes
+        for (int i = threadIdx.x; i < box_count; i += kMatchThreads) {
+          const Box<float> box = chunk_boxes[i];
+          const float value = pair_iou(box, area(box), is_huge(box), target, target_area, target_huge);
+          if (value != top || chunk_state[i] == kInCrowd) continue;
+          chunk_index[i] = start + j;
+          chunk_state[i] = kPositive;
         }
       }
     }
-    for (int64_t i = begin + threadIdx.x; i < end; i += kMatchThreads) {
-      const int64_t out = b * shape.boxes + i;
-      if (state[out] == kInCrowd) state[out] = kIgnored;
+    for (int i = threadIdx.x; i < box_count; i += kMatchThreads) {
+      if (chunk_state[i] == kInCrowd) chunk_state[i] = kIgnored;
     }
   }
 }

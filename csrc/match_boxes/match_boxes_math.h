@@ -23,6 +23,19 @@ LIBRA_HOST_DEVICE bool is_real(const Box<float>& target, bool valid) {
   return valid && is_finite(target) && area(target) > 0;
 }
 
+// IoU of a box with a real target, and the share of a box inside a real region; 0 for a box that is not finite.
+LIBRA_HOST_DEVICE float pair_iou(const Box<float>& box, float box_area, bool box_huge, const Box<float>& target,
+                                 float target_area, bool target_huge) {
+  if (!box_huge && !target_huge) return iou(box, box_area, target, target_area);
+  return is_finite(box) ? overlap_huge<Kind::kIou>(box, target) : 0.0f;
+}
+
+LIBRA_HOST_DEVICE float pair_iof(const Box<float>& box, float box_area, bool box_huge, const Box<float>& region,
+                                 bool region_huge) {
+  if (!box_huge && !region_huge) return iof(box, box_area, region);
+  return is_finite(box) ? overlap_huge<Kind::kIof>(box, region) : 0.0f;
+}
+
 // The state that the highest IoU alone gives.
 LIBRA_HOST_DEVICE signed char state_of(float iou, bool any_target, const MatchRules& rules) {
   if (!any_target) return kNegative;

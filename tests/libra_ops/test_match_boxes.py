@@ -29,7 +29,8 @@ def assert_equal(matches, expected):
 
 @pytest.mark.parametrize("rules", [RPN, ROI, {**ROI, "negative_iou": 0.1, "min_positive_iou": 0.0}])
 @pytest.mark.parametrize(
-    ("batch", "count", "targets"), [(1, 1, 1), (2, 513, 3), (3, 2000, 50), (1, 5000, 1), (2, 700, 0), (2, 0, 5), (0, 9, 9)]
+    ("batch", "count", "targets"),
+    [(1, 1, 1), (2, 513, 3), (3, 2000, 50), (1, 5000, 1), (2, 700, 0), (2, 0, 5), (0, 9, 9)],
 )
 def test_equals_the_twin(batch, count, targets, rules):
     boxes, truth = random_boxes(batch, count), random_boxes(batch, targets, seed=1)
@@ -38,7 +39,9 @@ def test_equals_the_twin(batch, count, targets, rules):
         valid[-1] = True
     crowd = random_boxes(batch, 2, seed=2, size=60)
     assert_equal(match_boxes(boxes, truth, valid, **rules), twin(boxes, truth, valid, **rules))
-    assert_equal(match_boxes(boxes, truth, valid, crowd=crowd, **rules), twin(boxes, truth, valid, crowd=crowd, **rules))
+    assert_equal(
+        match_boxes(boxes, truth, valid, crowd=crowd, **rules), twin(boxes, truth, valid, crowd=crowd, **rules)
+    )
 
 
 def test_ties_between_many_chunks():
@@ -46,7 +49,9 @@ def test_ties_between_many_chunks():
     y, x = torch.meshgrid(torch.arange(0, 800, 8.0), torch.arange(0, 1000, 8.0), indexing="ij")
     centre = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)
     boxes = (centre + torch.tensor([[-16.0, -16, 16, 16], [-32, -32, 32, 32], [-45, -23, 45, 23]])).reshape(-1, 4)
-    truth = torch.cat([torch.tensor([[[400.0, 400, 404, 404], [400, 400, 404, 404]]]), random_boxes(1, 40, size=800)], 1)
+    truth = torch.cat(
+        [torch.tensor([[[400.0, 400, 404, 404], [400, 400, 404, 404]]]), random_boxes(1, 40, size=800)], 1
+    )
     valid = torch.ones(1, 42, dtype=torch.bool)
     matches = match_boxes(boxes, truth, valid, positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.0)
     assert_equal(matches, twin(boxes[None], truth, valid, positive_iou=0.7, negative_iou=0.3, min_positive_iou=0.0))
@@ -79,11 +84,18 @@ def test_reference_implementation(libra_goldens, setting):
         assert torch.equal(matches.iou[0][seen], case["max_overlaps"][seen]), case["scene"]
 
 
-@pytest.mark.parametrize("target", [[50.0, 50, 50, 60], [500.0, 500, 600, 600], [60.0, 60, 50, 50], [float("nan"), 0, 9, 9]])
+@pytest.mark.parametrize(
+    "target", [[50.0, 50, 50, 60], [500.0, 500, 600, 600], [60.0, 60, 50, 50], [float("nan"), 0, 9, 9]]
+)
 def test_a_target_without_overlap_claims_nothing(target):
     boxes = random_boxes(1, 600)
     matches = match_boxes(
-        boxes, torch.tensor([[target]]), torch.tensor([[True]]), positive_iou=0.5, negative_iou=0.4, min_positive_iou=0.0
+        boxes,
+        torch.tensor([[target]]),
+        torch.tensor([[True]]),
+        positive_iou=0.5,
+        negative_iou=0.4,
+        min_positive_iou=0.0,
     )
     assert (matches.state == 0).all()
 

@@ -1,0 +1,28 @@
+// The GPU's balanced_l1_loss in the emulation: the launch function of balanced_l1_loss_cuda.cu, for float and double.
+#include "balanced_l1_loss/balanced_l1_loss_kernel.cuh"
+
+namespace {
+
+template <class T>
+int run(const T* pred, const T* target, const T* weight, T* loss, T* gradient, double* partial, int64_t n, double alpha,
+        double gamma, double beta, int64_t published, int64_t reduction) {
+  const auto constants = libra::BalancedL1<T>::make(alpha, gamma, beta, published != 0);
+  return libra::launch_balanced_l1_loss<T>(pred, target, weight, loss, gradient, partial, n, constants,
+                                           static_cast<libra::Reduction>(reduction), nullptr);
+}
+
+}  // namespace
+
+extern "C" int64_t balanced_l1_blocks(int64_t n) { return libra::balanced_l1_blocks(n); }
+
+extern "C" int run_balanced_l1_loss_float(const float* pred, const float* target, const float* weight, float* loss,
+                                          float* gradient, double* partial, int64_t n, double alpha, double gamma,
+                                          double beta, int64_t published, int64_t reduction) {
+  return run(pred, target, weight, loss, gradient, partial, n, alpha, gamma, beta, published, reduction);
+}
+
+extern "C" int run_balanced_l1_loss_double(const double* pred, const double* target, const double* weight, double* loss,
+                                           double* gradient, double* partial, int64_t n, double alpha, double gamma,
+                                           double beta, int64_t published, int64_t reduction) {
+  return run(pred, target, weight, loss, gradient, partial, n, alpha, gamma, beta, published, reduction);
+}

@@ -1,0 +1,101 @@
+"""The CUDA kernels of balanced_l1_loss, run on the CPU in every order of threads, against reference.py."""
+
+import ctypes
+
+import pytest
+import torch
+from torch import Tensor
+
+from libra_ops import reference
+
+from .harness import FOLDER, ORDERS, Kernels, empty, load, out
+
+REDUCTIONS = ("none", "sum", "mean")
+PUBLISHED = {"alpha": 0.5, "gamma": 1.5, "beta": 0.11, "formula": "published"}
+PAPER = {"alpha": 0.5, "gamma": 1.5, "beta": 1.0, "formula": "paper"}
+
+
+def balanced_l1(
+    kernels: Kernels, pred: Tensor, target: Tensor, weight: Tensor | None, parameters: dict, reduction: str
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient as the GPU's wrapper returns them; all memory the kernels write starts as poison."""
+    n = pred.numel()
+    blocks = kernels.library.balanced_l1_blocks
+    blocks.restype = ctypes.c_int64
+    each = reduction == "none"
+    loss = empty(*(pred.shape if each else ()), dtype=pred.dtype)
+    gradient = empty(*pred.shape, dtype=pred.dtype)
+    partial = None if each else out(empty(blocks(ctypes.c_int64(n)), dtype=torch.float64))
+    kernels.run(
+        f"run_balanced_l1_loss_{'float' if pred.dtype == torch.float32 else 'double'}",
+        *(pred, target, weight, out(loss), out(gradient), partial, n),
+        *(parameters["alpha"], parameters["gamma"], parameters["beta"], parameters["formula"] == "published"),
+        REDUCTIONS.index(reduction),
+    )
+    return loss, gradient
+
+
+def expected(pred: Tensor, target: Tensor, weight: Tensor | None, parameters: dict, reduction: str):
+    pred = pred.double().requires_grad_()
+    weight = None if weight is None else weight.double()
+    loss = reference.balanced_l1_loss(pred, target.double(), weight, **parameters, reduction=reduction)
+    (gradient,) = torch.autograd.grad(loss.sum(), pred)
+    return loss.detach(), gradient
+
+
+def errors(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    pred = torch.randn(n, 4, generator=generator, dtype=dtype) * 2
+    target = torch.randn(n, 4, generator=generator, dtype=dtype)
+    target[0] = pred[0]  # zero error: no gradient
+    return pred, target
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])  # 4 n elements: below, at and beyond one block of 256
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("parameters", [PAPER, PUBLISHED], ids=["paper", "published"])
+def test_agrees_with_the_reference(emulate, n, reduction, parameters):
+    for dtype in (torch.float32, torch.float64):
+        pred, target = errors(n, dtype)
+        loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, target, None, parameters, reduction)
+        loss_expected, gradient_expected = expected(pred, target, None, parameters, reduction)
+        torch.testing.assert_close(loss, loss_expected.to(dtype))
+        torch.testing.assert_close(gradient, gradient_expected.to(dtype))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_masked_elements_count_exactly_nothing(emulate, reduction):
+    pred, target = errors(70, torch.float32)
+    weight = torch.rand(70, 4, generator=torch.Generator().manual_seed(5))
+    weight[::3] = 0
+    clean = expected(pred, target, weight, PAPER, reduction)
+    pred[::3], target[3::6] = float("nan"), float("inf")
+    loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, target, weight, PAPER, reduction)
+    torch.testing.assert_close(loss, clean[0].float())
+    torch.testing.assert_close(gradient, clean[1].float())
+    assert (gradient[::3] == 0).all()
+
+
+def test_many_blocks_and_the_grid_stride(emulate):
+    n = 90_000  # 360,000 elements: more than the 1024 blocks of 256 that a grid has
+    pred, target = errors(n, torch.float32)
+    loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, target, None, PAPER, "sum")
+    loss_expected, gradient_expected = expected(pred, target, None, PAPER, "sum")
+    torch.testing.assert_close(loss, loss_expected.float())
+    torch.testing.assert_close(gradient, gradient_expected.float())
+
+
+def test_sum_is_the_same_in_every_order():
+    pred, target = errors(3000, torch.float32)
+    driver = FOLDER / "balanced_l1_loss_driver.cpp"
+    runs = [load(driver, order, seed) for order in ORDERS for seed in (1, 2)]
+    sums = {balanced_l1(kernels, pred, target, None, PAPER, "mean")[0].item() for kernels in runs}
+    assert len(sums) == 1
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_no_elements(emulate, reduction):
+    pred = torch.empty(0, 4)
+    loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, pred, None, PAPER, reduction)
+    torch.testing.assert_close(loss, expected(pred, pred, None, PAPER, reduction)[0].float(), equal_nan=True)
+    assert gradient.shape == (0, 4)
