@@ -74,10 +74,11 @@ def plan_cuda() -> tuple[Path | None, str]:
         return None, f"no: {missing}"
     version = nvcc_version(home)
     if version.split(".")[0] != torch.version.cuda.split(".")[0]:
+        wanted = torch.version.cuda.split(".")[0]
         sys.exit(
-            f"nvcc is CUDA {version} ({home}) but torch {torch.__version__} was built for CUDA {torch.version.cuda}: their "
-            f"major versions have to agree. Point CUDA_HOME to a CUDA {torch.version.cuda.split('.')[0]} toolkit, install "
-            f"a torch for CUDA {version.split('.')[0]}, or build for the CPU only with LIBRA_CUDA=0."
+            f"nvcc is CUDA {version} ({home}) but torch {torch.__version__} was built for CUDA {torch.version.cuda}: "
+            f"their major versions have to agree. Point CUDA_HOME to a CUDA {wanted} toolkit, install a torch for "
+            f"CUDA {version.split('.')[0]}, or build for the CPU only with LIBRA_CUDA=0."
         )
     return home, f"yes: nvcc {version} in {home}, torch for CUDA {torch.version.cuda}"
 

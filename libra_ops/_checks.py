@@ -32,7 +32,7 @@ def check_floating(name: str, value: object) -> None:
 
 
 def check_boxes(name: str, value: object, shape: str, dims: Sequence[int] | None = None) -> None:
-    """Floating, with a last dimension of 4; `shape` is the expected shape in words, `dims` the allowed numbers of dimensions."""
+    """Floating, with a last dimension of 4; `shape`: what is expected, in words; `dims`: how many dimensions."""
     check_floating(name, value)
     if value.dim() < 2 or value.shape[-1] != 4 or (dims is not None and value.dim() not in dims):
         raise ValueError(f"{name}: expected xyxy boxes of shape {shape}, got {describe(value)}")

@@ -30,7 +30,7 @@ _HAS_CUDA = _FACTS["cuda"].startswith("yes")
 
 
 def build_info() -> dict[str, str]:
-    """What the extension was built with: keys "cuda" (yes or no, and why), "architectures", "compiler", "built against"."""
+    """What the extension was built with: "cuda" (yes or no, and why), "architectures", "compiler", "built against"."""
     return dict(_FACTS)
 
 

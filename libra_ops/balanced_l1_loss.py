@@ -32,13 +32,13 @@ def balanced_l1_loss(
     Args:
         pred: [..., 4] float16, bfloat16, float32 or float64; encoded boxes (deltas, no unit). Any shape is accepted.
         target: the shape and device of `pred`, any floating dtype.
-        weight: broadcastable to `pred`; none: 1. Where it is 0, loss and gradient are exactly 0 even if `pred` or `target`
-            is not finite, so a mask of real boxes is a weight. It is a constant: it gets no gradient.
+        weight: broadcastable to `pred`; none: 1. Where it is 0, loss and gradient are exactly 0 even if `pred` or
+            `target` is not finite, so a mask of real boxes is a weight. It is a constant: it gets no gradient.
         alpha: promotes the gradient of small errors; > 0.
         gamma: the largest gradient; > 0.
         beta: |x| from which the loss is linear; > 0.
-        formula: "paper" (the gradient is continuous for every beta) or "published" (mmdetection's generalisation to beta,
-            which is discontinuous at 0 and beta unless beta is 1). At beta = 1 they are the same.
+        formula: "paper" (the gradient is continuous for every beta) or "published" (mmdetection's generalisation to
+            beta, which is discontinuous at 0 and beta unless beta is 1). At beta = 1 they are the same.
         reduction: "none", "sum" or "mean" (the sum over the number of elements, weighted or not).
 
     Returns:
@@ -77,8 +77,8 @@ def balanced_l1_loss(
             weight = weight.to(dtype).expand(pred.shape)
         except RuntimeError:
             raise ValueError(
-                f"weight: expected a shape that broadcasts to pred's {list(pred.shape)}, got {_checks.describe(weight)}; "
-                "for one weight per box pass weight.unsqueeze(-1)"
+                f"weight: expected a shape that broadcasts to pred's {list(pred.shape)}, got "
+                f"{_checks.describe(weight)}; for one weight per box pass weight.unsqueeze(-1)"
             ) from None
     with_gradient = torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad)
     loss, _ = torch.ops.libra_ops.balanced_l1_loss(

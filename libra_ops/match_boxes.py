@@ -34,13 +34,13 @@ def match_boxes(
     A box is positive where its highest IoU is >= `positive_iou`, negative where it is < `negative_iou`, and ignored in
     between. IoU is intersection / max(union, 1e-6), in float32. Of equal targets the first is the box's own.
 
-    Low-quality rule: with `min_positive_iou`, a target whose best IoU over all boxes reaches it claims every box that ties
-    with that best, whatever `positive_iou`; where two targets claim a box, the later one gets it. A target without area,
-    or that overlaps no box, claims nothing.
+    Low-quality rule: with `min_positive_iou`, a target whose best IoU over all boxes reaches it claims every box that
+    ties with that best, whatever `positive_iou`; where two targets claim a box, the later one gets it. A target without
+    area, or that overlaps no box, claims nothing.
 
-    Boxes with more than half of their own area inside a crowd region are ignored, and no target claims them. A box with a
-    coordinate that is not finite is ignored, with IoU 0; such a target is as good as absent. In an image without targets
-    every other box is negative. Memory beyond the result is O(N + G): the N x G matrix never exists.
+    Boxes with more than half of their own area inside a crowd region are ignored, and no target claims them. A box with
+    a coordinate that is not finite is ignored, with IoU 0; such a target is as good as absent. In an image without
+    targets every other box is negative. Memory beyond the result is O(N + G): the N x G matrix never exists.
 
     Args:
         boxes: [B, N, 4], or [N, 4] for the same boxes in every image; xyxy in pixels, any floating dtype (compared as
@@ -54,14 +54,14 @@ def match_boxes(
             (xyxy in pixels, a region without area is padding).
 
     Returns:
-        Matches(index [B, N] int64, iou [B, N] float32, state [B, N] int8). `index` is 0 for a box that overlaps no target.
-        For a box that was claimed, `iou` is still its highest IoU, which may be with another target than `index`.
+        Matches(index [B, N] int64, iou [B, N] float32, state [B, N] int8). `index` is 0 for a box that overlaps no
+        target. For a box that was claimed, `iou` is still its highest IoU, maybe that with another target.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
 
-    Source: mmdetection's MaxIoUAssigner, which Libra R-CNN's published configurations use; there a target without area or
-    without overlap claims every box when min_positive_iou is 0, and ignored regions are lost in images without targets.
+    Source: mmdetection's MaxIoUAssigner, which Libra R-CNN's published configurations use; there a target without area
+    or without overlap claims every box when min_positive_iou is 0, and images without targets lose their crowds.
 
     Example:
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 6], [20, 20, 30, 30]])

@@ -1,7 +1,7 @@
 """One plain-PyTorch twin per operation: the oracle of the tests and the eager side of the benchmarks.
 
-Written to be compared with the papers by eye, not to be fast: they store every candidates x targets matrix and run anywhere.
-Arguments, results and their shapes are those of the public functions; nothing is checked.
+Written to be compared with the papers by eye, not to be fast: they store every candidates x targets matrix and run
+anywhere. Arguments, results and their shapes are those of the public functions; nothing is checked.
 B images, N candidates, G targets, C crowd regions, S samples, K IoU bins. Boxes are xyxy in continuous pixels.
 """
 
@@ -47,7 +47,7 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: str = "iou") -> Tensor:
 
 
 def match_boxes(boxes, targets, valid, positive_iou, negative_iou, min_positive_iou=None, crowd=None):
-    """Max-IoU assignment as published (mmdetection's MaxIoUAssigner), less its zero-area claim. -> index, iou, state."""
+    """Max-IoU assignment as published (mmdetection's MaxIoUAssigner), less its zero-area claim -> index, iou, state."""
     boxes = boxes.expand(targets.shape[0], -1, -1)
     real = valid & (area(targets) > 0) & targets.isfinite().all(-1)  # [B, G]: targets that can be found
     finite = boxes.isfinite().all(-1)  # [B, N]
@@ -75,7 +75,7 @@ def match_boxes(boxes, targets, valid, positive_iou, negative_iou, min_positive_
 
 
 def philox(seed: int, image: int, candidates: Tensor) -> list[Tensor]:
-    """Philox4x32-10 (Salmon et al. 2011): counter (candidate, image, 0, 0), key seed -> four words [N] int64 in 0..2^32-1."""
+    """Philox4x32-10 (Salmon et al. 2011): counter (candidate, image, 0, 0), key seed -> four words [N], 0..2^32-1."""
     mask = 0xFFFFFFFF
     k0, k1 = seed & mask, (seed >> 32) & mask
     c = [candidates.long(), torch.full_like(candidates.long(), image), *(torch.zeros_like(candidates.long()),) * 2]
@@ -115,7 +115,7 @@ def negative_groups(iou: Tensor, num_bins: int, interval: tuple[float, float], b
 
 def sample_iou_balanced(index, iou, state, seed, num_samples, max_positives, num_bins=3, interval=(0.0, 0.5),
                         max_negatives_per_positive=None, positives="instance_balanced", bins="paper"):  # fmt: skip
-    """Libra R-CNN, section 3.1: N/K negatives from each of K IoU bins, p = N/K * 1/M_k. -> index, valid, positive [B, S]."""
+    """Libra R-CNN, section 3.1: N/K negatives from each of K IoU bins, p = N/K * 1/M_k -> index, valid, positive."""
     result = torch.zeros(3, len(index), num_samples, dtype=torch.int64)
     for image in range(len(index)):
         words = philox(int(seed), image, torch.arange(index.shape[1]))

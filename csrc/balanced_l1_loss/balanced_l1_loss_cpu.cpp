@@ -106,6 +106,4 @@ std::tuple<Tensor, Tensor> balanced_l1_loss_cpu(Tensor pred, Tensor target, std:
 }  // namespace
 }  // namespace libra
 
-STABLE_TORCH_LIBRARY_IMPL(libra_ops, CPU, m) {
-  m.impl("balanced_l1_loss", TORCH_BOX(&libra::balanced_l1_loss_cpu));
-}
+STABLE_TORCH_LIBRARY_IMPL(libra_ops, CPU, m) { m.impl("balanced_l1_loss", TORCH_BOX(&libra::balanced_l1_loss_cpu)); }

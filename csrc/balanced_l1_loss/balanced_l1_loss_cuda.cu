@@ -38,6 +38,4 @@ std::tuple<Tensor, Tensor> balanced_l1_loss_cuda(Tensor pred, Tensor target, std
 }  // namespace
 }  // namespace libra
 
-STABLE_TORCH_LIBRARY_IMPL(libra_ops, CUDA, m) {
-  m.impl("balanced_l1_loss", TORCH_BOX(&libra::balanced_l1_loss_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(libra_ops, CUDA, m) { m.impl("balanced_l1_loss", TORCH_BOX(&libra::balanced_l1_loss_cuda)); }

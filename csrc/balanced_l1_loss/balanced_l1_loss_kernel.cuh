@@ -1,7 +1,7 @@
 // balanced_l1_loss on the GPU: one pass over pred, target and weight writes loss and gradient; no torch headers.
 //
-// A sum is deterministic: every block adds a fixed set of elements in a fixed order and writes one partial sum in double;
-// a second kernel of one block adds the partials in a fixed order.
+// A sum is deterministic: every block adds a fixed set of elements in a fixed order and writes one partial sum in
+// double; a second kernel of one block adds the partials in a fixed order.
 #pragma once
 
 #include "balanced_l1_loss/balanced_l1_loss_math.h"

@@ -30,8 +30,8 @@ struct BalancedL1 {
   }
 };
 
-// ln(1 + x) for x >= 0. On the GPU the library's; on the CPU one that compilers turn into vector code: u = 1 + x is split
-// into 2^k m with m in [sqrt(1/2), sqrt(2)), and ln m is a polynomial in f = m - 1 whose error is below 1 ulp.
+// ln(1 + x) for x >= 0. On the GPU the library's; on the CPU one that compilers turn into vector code: u = 1 + x is
+// split into 2^k m with m in [sqrt(1/2), sqrt(2)), and ln m is a polynomial in f = m - 1 whose error is below 1 ulp.
 // The last factor takes back what rounding 1 + x lost.
 LIBRA_HOST_DEVICE float log1p_nonnegative(float x) {
 #ifdef __CUDA_ARCH__

@@ -1,9 +1,10 @@
-// match_boxes on the CPU: IoU, maximum, thresholds, crowd and the low-quality rule without a candidates x targets matrix.
+// match_boxes on the CPU: IoU, maximum, thresholds, crowd and the low-quality rule without a candidates x targets
+// matrix.
 //
-// The candidates of an image are cut into at most 64 chunks, and chunks into tiles that stay in L1. Pass 1 compares a tile
-// with one target after another: a vector loop over the tile's boxes keeps each box's best target, and the tile's best
-// box for that target raises the chunk's maximum. Pass 2 is the low-quality rule: a target claims every box that ties
-// with its best, so only chunks that reach the target's maximum are looked at again, a 64th of the work or so.
+// The candidates of an image are cut into at most 64 chunks, and chunks into tiles that stay in L1. Pass 1 compares a
+// tile with one target after another: a vector loop over the tile's boxes keeps each box's best target, and the tile's
+// best box for that target raises the chunk's maximum. Pass 2 is the low-quality rule: a target claims every box that
+// ties with its best, so only chunks that reach the target's maximum are looked at again, a 64th of the work or so.
 // Every chunk is one thread's, and targets are taken in order: the result does not depend on the number of threads.
 #include <torch/csrc/stable/library.h>
 
@@ -19,8 +20,8 @@
 namespace libra {
 namespace {
 
-constexpr int kTile = 512;           // boxes: 14 KB of scratch
-constexpr int64_t kMaxChunks = 64;   // per image; the second pass's memory is this times the targets
+constexpr int kTile = 512;                 // boxes: 14 KB of scratch
+constexpr int64_t kMaxChunks = 64;         // per image; the second pass's memory is this times the targets
 constexpr int64_t kPairsPerJob = 1 << 15;  // below this a thread costs more than it saves
 
 struct Target {
@@ -33,9 +34,9 @@ struct Target {
 // Boxes of a tile, one array per coordinate, and what is known of each so far.
 struct Tile {
   alignas(64) float x1[kTile], y1[kTile], x2[kTile], y2[kTile], area[kTile];
-  alignas(64) float best[kTile];    // highest IoU
+  alignas(64) float best[kTile];     // highest IoU
   alignas(64) int32_t index[kTile];  // its target
-  alignas(64) float keep[kTile];    // 0 for an ignored box, else 1
+  alignas(64) float keep[kTile];     // 0 for an ignored box, else 1
   Box<float> hull;                   // of the tile's boxes: a target outside overlaps none
   bool huge, any_ignored;
 };

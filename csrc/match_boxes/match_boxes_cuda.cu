@@ -18,8 +18,8 @@ std::tuple<Tensor, Tensor, Tensor> match_boxes_cuda(Tensor boxes, Tensor targets
   const MatchShape shape = MatchShape::make(arguments.batch, arguments.boxes_per_image, arguments.targets_per_image,
                                             arguments.crowd_per_image, arguments.shared_boxes);
   const bool low_quality = arguments.rules.low_quality;
-  Tensor tops = torch::stable::new_zeros(
-      boxes, {low_quality ? shape.batch * shape.chunks * shape.targets : 0}, ScalarType::Int);
+  Tensor tops =
+      torch::stable::new_zeros(boxes, {low_quality ? shape.batch * shape.chunks * shape.targets : 0}, ScalarType::Int);
   check_launch(
       launch_match_boxes(read<float>(arguments.boxes), read<float>(arguments.targets), read<bool>(arguments.valid),
                          arguments.crowd ? read<float>(*arguments.crowd) : nullptr, write<int64_t>(outputs.index),

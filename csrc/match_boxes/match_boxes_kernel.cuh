@@ -1,11 +1,11 @@
 // match_boxes on the GPU, without a candidates x targets matrix; no torch headers.
 //
 // match_kernel: a block takes a chunk of an image's boxes, a tile of 512 at a time with two boxes in each thread's
-// registers, and walks over the targets, which are staged in shared memory. Each thread keeps its boxes' best targets; for
-// the low-quality rule a warp's best IoU with the target raises the chunk's maximum, an atomic maximum of bits (IoU is not
-// negative, so its bits order as integers do) in tops [B, chunks, G].
-// claim_kernel: a target claims every box that ties with its best. A block looks at its chunk again only for the targets
-// whose maximum the chunk reaches. Targets are taken in order by the thread that owns the box, so the later one wins.
+// registers, and walks over the targets, which are staged in shared memory. Each thread keeps its boxes' best targets;
+// for the low-quality rule a warp's best IoU with the target raises the chunk's maximum, an atomic maximum of bits (IoU
+// is not negative, so its bits order as integers do) in tops [B, chunks, G]. claim_kernel: a target claims every box
+// that ties with its best. A block looks at its chunk again only for the targets whose maximum the chunk reaches.
+// Targets are taken in order by the thread that owns the box, so the later one wins.
 #pragma once
 
 #include "common/block_reduce.cuh"
@@ -179,7 +179,8 @@ inline cudaError_t launch_match_boxes(const float* boxes, const float* targets, 
                                       int64_t* index, float* iou_out, signed char* state, unsigned* tops,
                                       const MatchShape& shape, const MatchRules& rules, cudaStream_t stream) {
   if (shape.batch == 0 || shape.boxes == 0) return cudaSuccess;
-  const dim3 grid(static_cast<unsigned>(shape.chunks), static_cast<unsigned>(shape.batch < 65535 ? shape.batch : 65535));
+  const dim3 grid(static_cast<unsigned>(shape.chunks),
+                  static_cast<unsigned>(shape.batch < 65535 ? shape.batch : 65535));
   const auto* box_pointer = reinterpret_cast<const Box<float>*>(boxes);
   const auto* target_pointer = reinterpret_cast<const Box<float>*>(targets);
   const cudaError_t error =

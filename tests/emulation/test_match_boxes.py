@@ -1,4 +1,4 @@
-"""The CUDA kernels of match_boxes, run on the CPU in every order of threads, against the CPU kernel and reference.py."""
+"""The CUDA kernels of match_boxes, run on the CPU in every order of threads, against its CPU kernel and its twin."""
 
 import ctypes
 
