@@ -1,0 +1,176 @@
+"""Run a detector over a data set and measure it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
+from libra_det.draw import beside, draw_boxes
+from libra_det.metrics import Metrics, evaluate_results
+from libra_det.models import FasterRCNN
+from libra_det.predict import load_detector, to_picture
+from libra_det.run_folder import write_json
+from libra_det.structures import Detections
+
+PICTURES = 8  # evaluation images that are drawn
+PICTURE_SCORE = 0.3  # weaker detections are not drawn
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    metrics: Metrics
+    results: list[dict[str, Any]]
+    """COCO result entries: image_id, category_id (the data set's own), bbox [x, y, w, h] in original pixels, score."""
+    seconds: float
+    """Wall-clock time of reading images, detecting and measuring."""
+
+
+def evaluate(
+    model: FasterRCNN, dataset: DetectionDataset, device: torch.device, categories: Sequence[tuple[int, str]]
+) -> Evaluation:
+    """Detect objects in all images of a data set and compare with its annotations.
+
+    Args:
+        model: on `device`; its mode (train or eval) is restored afterwards.
+        dataset: not for training; images without objects count too.
+        device: where the model is.
+        categories: (id, name) of the model's labels 0..C-1. They are matched to the data set's categories by name.
+    """
+    start = time.perf_counter()
+    results = detect(model, dataset, device, category_ids(categories, dataset.annotations))
+    metrics = evaluate_results(dataset.annotations.coco(), results)
+    return Evaluation(metrics, results, time.perf_counter() - start)
+
+
+@torch.no_grad()
+def detect(
+    model: FasterRCNN, dataset: DetectionDataset, device: torch.device, ids: Sequence[int | None]
+) -> list[dict[str, Any]]:
+    """COCO result entries of all images; `ids` gives each label's category id, or None to leave a class out."""
+    loader = make_loader(dataset, device=device)
+    was_training = model.training
+    model.eval()
+    results: list[dict[str, Any]] = []
+    try:
+        for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None, dynamic_ncols=True):
+            detections = model.detect(batch.to(device))
+            results += _entries(detections, batch.image_ids, ids)
+    finally:
+        model.train(was_training)
+    return results
+
+
+def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations) -> list[int | None]:
+    """For each label of a model, the id of the data set's category with the same name; None where there is none.
+
+    Raises:
+        ValueError: no name is common to both.
+    """
+    known = {category.name: category.id for category in annotations.categories}
+    if [tuple(category) for category in annotations.categories] == [tuple(category) for category in categories]:
+        return [id for id, _ in categories]  # also right where two classes share a name
+    ids = [known.get(name) for _, name in categories]
+    if all(id is None for id in ids):
+        raise ValueError(
+            f"categories: the run knows {_some([name for _, name in categories])}, "
+            f"{annotations.name} has {_some(list(known))}; expected at least one name in common"
+        )
+    return ids
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    device: torch.device,
+    data: str | None = None,
+    split: str | None = None,
+    annotations: str | None = None,
+    image_folder: str | None = None,
+    batch_size: int | None = None,
+) -> tuple[DetectionDataset, Evaluation]:
+    """Evaluate a finished run, by default on the data that it was trained to be evaluated on.
+
+    Args:
+        run: a run folder or a checkpoint file.
+        data, split, annotations, image_folder: another data set, as data, eval_split, eval_annotations and
+            image_folder of `DataConfig`.
+        batch_size: images at once.
+
+    Returns:
+        The data set and the numbers.
+    """
+    detector = load_detector(run, device)
+    config = detector.config.data
+    if data is not None:  # what named files in the old data set does not hold for the new one
+        config = replace(config, data=data, train_annotations=None, eval_annotations=None, image_folder=None)
+    if split is not None:
+        config = replace(config, eval_split=split, eval_annotations=None)
+    changes = {"eval_annotations": annotations, "image_folder": image_folder, "batch_size": batch_size}
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    dataset = DetectionDataset(load_annotations(config, config.eval_split), config, training=False, seed=0)
+    return dataset, evaluate(detector.model, dataset, device, detector.categories)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
+    """metrics.json (the numbers, `seconds_evaluation` and `more`) and results.json (the detections) in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = {**evaluation.metrics.to_dict(), "seconds_evaluation": round(evaluation.seconds, 3), **more}
+    write_json(folder / "metrics.json", numbers)
+    write_json(folder / "results.json", evaluation.results)
+
+
+def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folder: Path) -> list[Path]:
+    """A few images of the data set, annotated beside detected, as PNG files in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    label_of = {category.id: label for label, category in enumerate(annotations.categories)}
+    names = [category.name for category in annotations.categories]
+    with_objects = [record for record in annotations.images if record.has_objects]
+    files = []
+    for record in with_objects[:: max(1, len(with_objects) // PICTURES)][:PICTURES]:
+        picture = to_picture(load_image(record.file, annotated_size=(record.width, record.height)))
+        true_labels = record.labels.tolist()
+        found = [entry for entry in results if entry["image_id"] == record.id and entry["score"] >= PICTURE_SCORE]
+        found.sort(key=lambda entry: -entry["score"])
+        labels = [label_of[entry["category_id"]] for entry in found]
+        left = draw_boxes(picture, record.boxes.tolist(), true_labels, [names[label] for label in true_labels])
+        right = draw_boxes(
+            picture,
+            [_to_xyxy(entry["bbox"]) for entry in found],
+            labels,
+            [names[label] for label in labels],
+            [entry["score"] for entry in found],
+        )
+        file = folder / f"{len(files):02d}_{Path(record.file_name).stem}.png"
+        beside(left, right, ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")).save(file)
+        files.append(file)
+    return files
+
+
+def _to_xyxy(bbox: Sequence[float]) -> list[float]:
+    return [bbox[0], bbox[1], bbox[0] + bbox[2], bbox[1] + bbox[3]]
+
+
+def _entries(detections: Detections, image_ids: Sequence[int], ids: Sequence[int | None]) -> list[dict[str, Any]]:
+    boxes, scores, labels, valid = (tensor.cpu() for tensor in detections)
+    entries = []
+    for image, image_id in enumerate(image_ids):
+        real = valid[image]
+        found = zip(
+            boxes[image][real].tolist(), scores[image][real].tolist(), labels[image][real].tolist(), strict=True
+        )
+        for box, score, label in found:
+            if ids[label] is not None:
+                bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+                entries.append({"image_id": image_id, "category_id": ids[label], "bbox": bbox, "score": score})
+    return entries
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -1,0 +1,127 @@
+"""What a user sees of training: a bar, RUN/log.jsonl and TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from libra_det.run_folder import write_text
+
+PLAIN_LINE_SECONDS = 20.0  # between two lines where the output is no terminal
+SMOOTHING = 0.9  # share of the old value in the loss that the bar shows
+
+
+class Progress:
+    """Shows and records the steps of one call of `libra train`.
+
+    Lines of log.jsonl and TensorBoard's scalars have the same names: loss/..., loss_share/..., learning_rate, ...
+    A resumed run drops the lines after the step that it continues from, so that the log reads as that of one run.
+
+    Args:
+        run: the run folder.
+        epochs, steps_per_epoch: of the whole run.
+        first_step: number of steps that were done before.
+    """
+
+    def __init__(self, run: Path, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._log = _open_log(run / "log.jsonl", first_step)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+        self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+        self._bar: tqdm | None = None
+        self._smooth_loss = math.nan
+        self._images, self._seconds, self._steps = 0, 0.0, 0  # in training, in this call
+        self._last_count, self._last_time, self._last_line = 0, 0.0, 0.0
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """Open the bar of an epoch (0 is the first) at which `step` steps are done already."""
+        self._bar = tqdm(
+            total=self._steps_per_epoch,
+            initial=step,
+            desc=f"epoch {epoch + 1}/{self._epochs}",
+            unit="step",
+            disable=not _is_terminal(),
+            dynamic_ncols=True,
+            bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}{postfix}",
+        )
+        self._start = self._last_time = time.perf_counter()
+        self._last_count = self._images
+
+    def end_epoch(self) -> None:
+        self._seconds += time.perf_counter() - self._start
+        if self._bar is not None:
+            self._bar.close()
+        self._log.flush()
+
+    def step(self, step: int, images: int, loss: float, learning_rate: float) -> None:
+        """Count a finished step (`step` of the whole run, from 1) and show it."""
+        self._images += images
+        self._steps += 1
+        self._smooth_loss = (
+            loss if math.isnan(self._smooth_loss) else SMOOTHING * self._smooth_loss + (1 - SMOOTHING) * loss
+        )
+        seconds = self._seconds + time.perf_counter() - self._start
+        rest = (self._epochs * self._steps_per_epoch - step) * seconds / self._steps
+        speed = self._images / seconds
+        text = f"loss {self._smooth_loss:.4f}, lr {learning_rate:.2g}, {speed:.1f} images/s, {_clock(rest)} to go"
+        if not self._bar.disable:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update()
+        elif time.perf_counter() - self._last_line > PLAIN_LINE_SECONDS or step % self._steps_per_epoch == 0:
+            self._last_line = time.perf_counter()
+            epoch, done = divmod(step - 1, self._steps_per_epoch)
+            line = f"epoch {epoch + 1}/{self._epochs} step {done + 1}/{self._steps_per_epoch}: {text}"
+            print(line, file=sys.stderr, flush=True)
+
+    def images_per_second(self, now: float) -> float:
+        """From the `now` of the last call of this function, or the epoch's start, to this one (`time.perf_counter`)."""
+        rate = (self._images - self._last_count) / max(now - self._last_time, 1e-9)
+        self._last_count, self._last_time = self._images, now
+        return rate
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """Write a line of the log, and its numbers to TensorBoard."""
+        self._log.write(json.dumps({"step": step, **values}) + "\n")
+        self._log.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._log.close()
+        self._board.close()
+
+
+def _open_log(file: Path, first_step: int) -> Any:
+    """The log, open for appending, without lines beyond `first_step` and without a line that was cut off."""
+    if file.exists():
+        kept = []
+        for line in file.read_text().splitlines():
+            try:
+                if json.loads(line)["step"] <= first_step:
+                    kept.append(line + "\n")
+            except (ValueError, KeyError, TypeError):  # the process was killed while it wrote this line
+                continue
+        write_text(file, "".join(kept))
+    return open(file, "a")
+
+
+def _is_terminal() -> bool:
+    """True if a bar would be seen; a terminal of size 0 (in some containers) would show none."""
+    return sys.stderr.isatty() and all(os.get_terminal_size(sys.stderr.fileno()))
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

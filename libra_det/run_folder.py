@@ -1,0 +1,97 @@
+"""The folder of a run: where it is, and the small files that describe it.
+
+config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from libra_det.config import Config
+
+
+def new_run_folder(output: Path | None, recipe: str) -> Path:
+    """The folder that a new run writes to; it is created.
+
+    Args:
+        output: what the user asked for; None: runs/RECIPE, or runs/RECIPE-2, ... where that is taken.
+        recipe: name of the recipe.
+
+    Raises:
+        FileExistsError: `output` already holds a run.
+    """
+    if output is not None:
+        if holds_run(output):
+            raise FileExistsError(
+                f"--output {output}: already holds a run; add --resume to continue it, or choose another folder"
+            )
+        output.mkdir(parents=True, exist_ok=True)
+        return output
+    number = 1
+    while True:
+        folder = Path("runs") / (recipe if number == 1 else f"{recipe}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            number += 1
+
+
+def holds_run(folder: Path) -> bool:
+    return (folder / "config.json").exists() or (folder / "checkpoints").exists()
+
+
+def read_config(run: Path) -> Config:
+    """The configuration that a run was started with.
+
+    Raises:
+        FileNotFoundError: the folder is not a run.
+    """
+    file = run / "config.json"
+    if not file.exists():
+        raise FileNotFoundError(f"{run}: not a run folder (no config.json); expected the --output of `libra train`")
+    try:
+        return Config.from_json(file.read_text())
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write JSON in one step, so that no reader sees half of it."""
+    write_text(file, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(file: Path, text: str) -> None:
+    unfinished = file.with_name(file.name + ".unfinished")
+    unfinished.write_text(text)
+    os.replace(unfinished, file)
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What a number of this run depends on besides its configuration."""
+    import numpy
+    import torch
+    import torchvision
+
+    facts = {
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "command": shlex.join(sys.argv),
+        "device": device,
+        "cpu_threads": torch.get_num_threads(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+    }
+    if device.startswith("cuda"):
+        facts["gpu"] = torch.cuda.get_device_name(torch.device(device))
+        facts["cuda"] = torch.version.cuda
+    return facts

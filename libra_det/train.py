@@ -1,0 +1,315 @@
+"""Train a detector: one loop, from a configuration to a run folder.
+
+Everything random in a step follows from (seed, step), and the learning rate from the step, so that a resumed run
+computes the same as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from libra_det.average import WeightAverage
+from libra_det.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from libra_det.config import Config
+from libra_det.data import DetectionDataset, load_annotations, make_loader
+from libra_det.data.check import describe
+from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
+from libra_det.interrupt import Interrupted, Interruptible
+from libra_det.models import build_model
+from libra_det.progress import Progress
+from libra_det.run_folder import environment, write_json, write_text
+from libra_det.schedule import learning_rate
+from libra_det.structures import Batch
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss or the gradient became NaN or infinite; training has stopped without saving the weights."""
+
+
+@dataclass
+class _Step:
+    """What a step computed. On a GPU `values` is still under way until `ready` has happened."""
+
+    step: int  # of the whole run, from 1
+    file_names: list[str]
+    learning_rate: float
+    names: list[str]  # of the losses
+    values: Tensor  # float32 on the CPU: the losses, the gradient's norm, and where measured that of each loss
+    ready: torch.cuda.Event | None
+    time: float  # when it was computed, or handed to the GPU
+
+
+class Trainer:
+    """One run: the model, what trains it, and how far it has come.
+
+    Args:
+        config: the complete configuration.
+        run: the run folder, which exists.
+        device: where to compute.
+        checkpoint: to continue from, or None to begin.
+    """
+
+    def __init__(self, config: Config, run: Path, device: torch.device, checkpoint: Checkpoint | None = None) -> None:
+        self.config, self.run, self.device = config, run, device
+        if config.train.threads is not None:
+            torch.set_num_threads(config.train.threads)
+        train_annotations = load_annotations(config.data, config.data.train_split)
+        eval_annotations = load_annotations(config.data, config.data.eval_split)
+        self.categories = [(category.id, category.name) for category in train_annotations.categories]
+        category_ids(self.categories, eval_annotations)  # an error now is better than one after training
+        self.dataset = DetectionDataset(train_annotations, config.data, training=True, seed=config.train.seed)
+        self.eval_dataset = DetectionDataset(eval_annotations, config.data, training=False, seed=config.train.seed)
+        self.steps_per_epoch = self.dataset.steps_per_epoch
+        _print_data(self.dataset, self.eval_dataset)
+
+        torch.manual_seed(config.train.seed)
+        start = config.model if checkpoint is None else replace(config.model, backbone_weights=None)
+        memory_format = torch.channels_last if config.train.channels_last else torch.preserve_format
+        self.model = build_model(start, len(self.categories)).to(device, memory_format=memory_format)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=config.train.learning_rate,
+            momentum=config.train.momentum,
+            weight_decay=config.train.weight_decay,
+        )
+        self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
+        self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        return self.model if self.average is None else self.average.module
+
+    def train(self) -> Evaluation:
+        """Train to the end, evaluate, and fill the run folder.
+
+        Raises:
+            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            NonFiniteLoss: RUN/non_finite.json names the images.
+        """
+        write_text(self.run / "config.json", self.config.to_json() + "\n")
+        write_json(self.run / "environment.json", environment(str(self.device)))
+        first_step = self.epoch * self.steps_per_epoch + self.step
+        evaluation = None
+        with closing(Progress(self.run, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
+            while self.epoch < self.config.train.epochs:
+                self._train_epoch()
+                every = self.config.train.eval_every
+                if every and self.epoch % every == 0 and self.epoch < self.config.train.epochs:
+                    evaluation = self._evaluate()
+            evaluation = self._evaluate()
+        draw_pictures(self.eval_dataset.annotations, evaluation.results, self.run / "pictures")
+        return evaluation
+
+    def _train_epoch(self) -> None:
+        """The rest of an epoch, and its checkpoint. An interrupt ends it early."""
+        start = time.perf_counter()
+        self.model.train()
+        with Interruptible() as interrupt:
+            self.progress.start_epoch(self.epoch, self.step)
+            before: _Step | None = None
+            loader = make_loader(self.dataset, epoch=self.epoch, start_step=self.step, device=self.device)
+            for batch in _until(interrupt, loader):
+                current = self._train_step(batch.to(self.device))
+                self.step += 1
+                # A GPU computes this step while the numbers of the one before are read.
+                if before is not None:
+                    self._read(before)
+                before = current
+                if interrupt.signal_number is not None:
+                    break
+            if before is not None:
+                self._read(before)
+            self.progress.end_epoch()
+            if interrupt.signal_number is None or self.step == self.steps_per_epoch:
+                self.epoch, self.step = self.epoch + 1, 0
+            self.seconds += time.perf_counter() - start
+            file = self._save()
+        if interrupt.signal_number is not None:
+            raise Interrupted(file, interrupt.signal_number)
+
+    def _train_step(self, batch: Batch) -> _Step:
+        train = self.config.train
+        step = self.epoch * self.steps_per_epoch + self.step  # from 0
+        torch.manual_seed(_mixed(train.seed, step))
+        rate = learning_rate(train, step, self.steps_per_epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if train.channels_last:
+            batch.images = batch.images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=train.amp):
+            losses, features = self.model.losses(batch)
+        values = list(losses.values())
+        measure = train.log_gradient_share_every > 0 and (step + 1) % train.log_gradient_share_every == 0
+        norms = gradient_norms(values, features) if measure else []
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.stack(values).sum().backward()
+        limit = math.inf if train.gradient_clip is None else train.gradient_clip
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.optimizer.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+        numbers = torch.stack([*values, norm, *norms]).detach().float()
+        ready = None
+        if self.device.type == "cuda":
+            numbers = numbers.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        return _Step(step + 1, batch.file_names, rate, list(losses), numbers, ready, time.perf_counter())
+
+    def _read(self, done: _Step) -> None:
+        """Check, show and log a step."""
+        if done.ready is not None:
+            done.ready.synchronize()
+        numbers = done.values.tolist()
+        count = len(done.names)
+        losses, norm, norms = dict(zip(done.names, numbers, strict=False)), numbers[count], numbers[count + 1 :]
+        if not all(map(math.isfinite, numbers[: count + 1])):
+            self._stop_non_finite(done, losses, norm)
+        total = sum(losses.values())
+        self.progress.step(done.step, len(done.file_names), total, done.learning_rate)
+        last = self.steps_per_epoch * self.config.train.epochs
+        every = self.config.train.log_every
+        if norms or (every and done.step % every == 0) or done.step in (1, last):
+            values: dict[str, Any] = {
+                "epoch": (done.step - 1) // self.steps_per_epoch + 1,
+                "learning_rate": done.learning_rate,
+                **{f"loss/{name}": value for name, value in losses.items()},
+                "loss/total": total,
+                **{f"loss_share/{name}": share for name, share in _shares(losses).items()},
+                **{f"gradient_share/{k}": v for k, v in _shares(dict(zip(losses, norms, strict=False))).items()},
+                "gradient_norm": norm,
+                "images_per_second": round(self.progress.images_per_second(done.time), 3),
+            }
+            if self.device.type == "cuda":
+                values["max_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+            self.progress.record(done.step, values)
+
+    def _stop_non_finite(self, done: _Step, losses: dict[str, float], norm: float) -> None:
+        file = self.run / "non_finite.json"
+        facts = {"step": done.step, "file_names": done.file_names, "learning_rate": done.learning_rate}
+        write_json(file, {**facts, "losses": {k: str(v) for k, v in losses.items()}, "gradient_norm": str(norm)})
+        culprits = [name for name, value in losses.items() if not math.isfinite(value)] or ["the gradient"]
+        raise NonFiniteLoss(
+            f"step {done.step}: {', '.join(culprits)} became NaN or infinite; no weights were saved. "
+            f"{file} lists the images of this step. Usual cures: a lower --learning-rate, more --warmup-steps, "
+            "--gradient-clip 10, and a look at the annotations with `libra check`"
+        )
+
+    def _evaluate(self) -> Evaluation:
+        evaluation = evaluate(self.evaluated_model, self.eval_dataset, self.device, self.categories)
+        write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
+        numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
+        numbers["evaluation/voc_ap50"] = evaluation.metrics.voc_ap50
+        self.progress.record(self.epoch * self.steps_per_epoch, {"epoch": self.epoch, **numbers})
+        return evaluation
+
+    def _save(self) -> Path:
+        checkpoint = Checkpoint(
+            config=self.config,
+            categories=self.categories,
+            model=self.model.state_dict(),
+            ema=None if self.average is None else self.average.module.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            epoch=self.epoch,
+            step=self.step,
+            steps_per_epoch=self.steps_per_epoch,
+            seconds=self.seconds,
+        )
+        return save_checkpoint(checkpoint, self.run, self.config.train.keep_checkpoints)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.categories != self.categories:
+            raise ValueError(
+                f"--resume: the run has the categories {checkpoint.categories}, the data {self.categories}"
+            )
+        if checkpoint.step and checkpoint.steps_per_epoch != self.steps_per_epoch:
+            raise ValueError(
+                f"--resume: the run stopped within an epoch of {checkpoint.steps_per_epoch} steps, which now has "
+                f"{self.steps_per_epoch}; continue with the batch size and the data that it had"
+            )
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        for group in self.optimizer.param_groups:  # the configuration decides, also where --resume changed it
+            group["momentum"], group["weight_decay"] = self.config.train.momentum, self.config.train.weight_decay
+        self.epoch, self.step, self.seconds = checkpoint.epoch, checkpoint.step, checkpoint.seconds
+        if self.average is not None:
+            self.average.module.load_state_dict(checkpoint.model if checkpoint.ema is None else checkpoint.ema)
+            self.average.n_averaged.fill_(self.epoch * self.steps_per_epoch + self.step)
+
+
+def resume(run: Path, device: torch.device, config: Config | None = None) -> Trainer:
+    """A trainer that continues from the newest checkpoint of a run.
+
+    Args:
+        run: the run folder.
+        device: where to compute.
+        config: the run's configuration with changes, such as more epochs; None: as it was.
+
+    Raises:
+        ValueError: the model was changed, which its weights would not fit.
+    """
+    checkpoint = load_checkpoint(run)
+    config = config or checkpoint.config
+    old, new = vars(checkpoint.config.model), vars(config.model)
+    changed = [name for name in new if old[name] != new[name]]
+    if changed:
+        raise ValueError(
+            f"--resume: {changed[0]} was {old[changed[0]]!r} in this run, now it is {new[changed[0]]!r}; "
+            "the model of a run stays as it is, start a new run to change it"
+        )
+    return Trainer(config, run, device, checkpoint)
+
+
+def gradient_norms(losses: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+    """Norm of each loss's gradient with respect to the maps that all share; 0 for a loss that does not reach them.
+
+    Args:
+        losses: scalars, whose graph is kept.
+        features: the pyramid's maps [B, C, H_l, W_l].
+    """
+    norms = []
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+        used = [gradient.float() for gradient in gradients if gradient is not None]
+        norms.append(torch.nn.utils.get_total_norm(used) if used else torch.zeros_like(loss))
+    return norms
+
+
+def _shares(values: dict[str, float]) -> dict[str, float]:
+    total = sum(values.values())
+    return {name: value / total if total > 0 else 0.0 for name, value in values.items()}
+
+
+def _until(interrupt: Interruptible, loader: Any) -> Any:
+    """The loader's batches. A terminal's Ctrl-C may end its worker processes as well, which is then no error."""
+    try:
+        yield from loader
+    except RuntimeError:
+        if interrupt.signal_number is None:
+            raise
+
+
+def _mixed(seed: int, step: int) -> int:
+    """A seed for one step: different for all steps and seeds in practice (the odd factor is 2^64 / golden ratio)."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+
+
+def _print_data(*datasets: DetectionDataset) -> None:
+    """A line for each data set, and what was handled in it."""
+    for dataset in datasets:
+        print(describe(dataset.annotations).splitlines()[0])
+        if dataset.problems.counts:
+            print(dataset.problems.summary())

@@ -1,0 +1,162 @@
+"""The command line: flags replace fields, mistakes get one clear line, and nothing heavy is imported for either."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+
+from libra_det import cli
+from libra_det.config import DataConfig, ModelConfig, TrainConfig
+from libra_det.recipes import recipe
+from libra_det.run_folder import new_run_folder, read_config
+
+
+def run_cli(*arguments) -> int:
+    """Exit code of `libra ARGUMENTS`, also where the parser ends the process."""
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as end:
+        return end.code
+
+
+def test_train_alone_is_the_embedded_recipe():
+    command = cli._parse(["train"])
+    assert command.config == recipe("shapes")
+    assert (command.output, command.resume, command.device) == (None, False, "auto")
+
+
+def test_flags_replace_fields_of_the_recipe():
+    arguments = (
+        "train --recipe bccd --epochs 3 --pyramid none --box-loss smooth_l1 --gradient-clip none "
+        "--no-class-specific-boxes --scale-jitter 0.8 1.2 --step-epochs 1 2 --amp --data /some/where "
+        "--rpn-max-negatives-per-positive=none --output run"
+    )
+    command = cli._parse(arguments.split())
+    expected = recipe("bccd")
+    model = replace(
+        expected.model,
+        pyramid="none",
+        box_loss="smooth_l1",
+        class_specific_boxes=False,
+        rpn_max_negatives_per_positive=None,
+    )
+    data = replace(expected.data, data="/some/where", scale_jitter=(0.8, 1.2))
+    train = replace(expected.train, epochs=3, gradient_clip=None, step_epochs=(1, 2), amp=True)
+    assert command.config == replace(expected, model=model, data=data, train=train)
+    assert command.output == Path("run")
+
+
+def test_every_field_is_a_flag_with_help(capsys):
+    assert run_cli("train", "--help") == 0
+    text = capsys.readouterr().out
+    for cls in (ModelConfig, DataConfig, TrainConfig):
+        for field in fields(cls):
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert "Balanced feature pyramid" in text
+
+
+def test_help_and_package_import_no_torch():
+    code = (
+        "import sys, libra_det, libra_det.cli\n"
+        "try: libra_det.cli.main(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--recipe", "nope"], "libra: error: recipe: expected one of shapes, bccd"),
+        (["train", "--resume"], "libra: error: --resume: expected --output RUN beside it"),
+        (["train", "--device", "tpu"], "libra: error: --device: expected auto, cpu, cuda or cuda:N, got 'tpu'"),
+        (["train", "--device", "cuda:99"], "libra: error: --device cuda:99: there is no such device"),
+        (["train", "--epocs", "3"], "--epochs"),
+        (["train", "--pyramid", "egyptian"], "egyptian"),
+        (["eval", "nowhere"], "libra: error: nowhere: no such run folder or checkpoint file"),
+        (["predict", "nowhere"], "libra: error: IMAGE|DIR: expected at least one"),
+        (["check", "nowhere"], "libra: error: data: expected a folder"),
+        (["fly"], "fly"),
+    ],
+)
+def test_mistakes_end_with_2_and_a_clear_message(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_cli(*arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debugging_shows_the_traceback(monkeypatch):
+    monkeypatch.setenv("LIBRA_DEBUG", "1")
+    with pytest.raises(ValueError, match="expected one of shapes"):
+        cli.main(["train", "--recipe", "nope"])
+
+
+def test_run_folders_are_numbered_and_never_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert [new_run_folder(None, "shapes") for _ in range(3)] == [
+        Path("runs/shapes"),
+        Path("runs/shapes-2"),
+        Path("runs/shapes-3"),
+    ]
+    mine = new_run_folder(Path("mine"), "shapes")
+    assert new_run_folder(Path("mine"), "shapes") == mine  # still empty
+    (mine / "config.json").write_text("{}")
+    with pytest.raises(FileExistsError, match="already holds a run; add --resume"):
+        new_run_folder(Path("mine"), "shapes")
+
+
+def test_a_day_of_a_user(tiny_config, tiny_data, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny_config(epochs=1), recipe=name))
+    run = tmp_path / "run"
+    assert run_cli("train", "--output", run, "--device", "cpu", "--data", tiny_data, "--seed", 3) == 0
+    output = capsys.readouterr().out
+    assert "AP50" in output and "red box" in output and f"libra predict {run}" in output
+
+    assert run_cli("train", "--output", run, "--device", "cpu") == 2
+    assert "already holds a run; add --resume" in capsys.readouterr().err
+
+    assert run_cli("train", "--output", run, "--resume", "--epochs", 2, "--device", "cpu") == 0
+    config = read_config(run)
+    assert (config.train.epochs, config.train.seed, config.data.data) == (2, 3, str(tiny_data))
+    assert run_cli("train", "--output", run, "--resume", "--recipe", "bccd") == 2
+    assert "has recipe shapes" in capsys.readouterr().err
+
+    assert run_cli("eval", run, "--split", "train", "--device", "cpu") == 0
+    numbers = json.loads((run / "evaluation" / "train" / "metrics.json").read_text())
+    assert numbers["split"] == "train" and len(numbers["coco"]) == 12
+
+    command = (
+        "predict",
+        run,
+        tiny_data / "val_0.png",
+        "--output",
+        tmp_path / "out",
+        "--score-threshold",
+        0,
+        "--device",
+        "cpu",
+    )
+    assert run_cli(*command) == 0
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    assert run_cli("predict", run, tmp_path / "broken.png", "--device", "cpu") == 1
+
+    assert run_cli("check", tiny_data) == 0
+    assert "8 images" in capsys.readouterr().out
+
+
+def test_a_diverging_run_ends_with_1_and_names_the_images(tiny_config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "recipe", lambda name: tiny_config(epochs=5, gradient_clip=None, schedule="step"))
+    run = tmp_path / "run"
+    flags = ("--learning-rate", "1e30", "--warmup-steps", 0, "--device", "cpu")
+    assert run_cli("train", "--output", run, *flags) == 1
+    assert f"{run / 'non_finite.json'} lists the images" in capsys.readouterr().err
+    assert all(name.endswith(".png") for name in json.loads((run / "non_finite.json").read_text())["file_names"])
+    assert not (run / "checkpoints").exists()
