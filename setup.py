@@ -6,6 +6,7 @@ compilers that run at once. The plan is printed before the build and kept in the
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from setuptools import setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
-from build_backend import environment_paths  # noqa: E402
+from build_backend import OLDEST_TORCH, environment_paths  # noqa: E402
 
 sys.path += environment_paths()  # an isolated build hides the torch of the environment it installs into
 import torch  # noqa: E402
 
-DEFAULT_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"  # where no GPU says which it needs
+DEFAULT_ARCHITECTURES = ("7.5", "8.0", "8.6", "8.9", "9.0", "10.0", "12.0")  # where no GPU says which it needs
 STABLE_ABI = "-DTORCH_TARGET_VERSION=0x020a000000000000"  # one binary for every torch >= 2.10
 CXX_FLAGS = [
     "-std=c++17",
@@ -35,19 +36,28 @@ CXX_FLAGS = [
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-DUSE_CUDA", STABLE_ABI]
 
 
+def check_torch() -> None:
+    found = tuple(map(int, re.findall(r"\d+", torch.__version__)[:2]))
+    if found < OLDEST_TORCH:
+        sys.exit(f"libra_ops needs torch >= 2.10, but would be built against {torch.__version__}: upgrade torch first")
+
+
 def find_cuda_home() -> Path | None:
-    """The CUDA toolkit: CUDA_HOME or CUDA_PATH, the one on PATH, /usr/local/cuda, or NVIDIA's wheels."""
+    """The CUDA toolkit: CUDA_HOME or CUDA_PATH, else the one on PATH, else /usr/local/cuda."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if os.environ.get(variable):
+            home = Path(os.environ[variable])
+            if not _is_toolkit(home):
+                sys.exit(f"{variable}={home}: there is no bin/nvcc with its headers; correct it or unset it")
+            return home
     nvcc = shutil.which("nvcc")
-    wheels = [Path(path) / "nvidia" / f"cu{(torch.version.cuda or '').split('.')[0]}" for path in environment_paths()]
-    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parent.parent]
-    for place in [*places, "/usr/local/cuda", *wheels]:
-        if place and (Path(place) / "bin" / "nvcc").exists() and _has_headers(Path(place)):
-            return Path(place)
-    return None
+    on_path = [Path(nvcc).resolve().parent.parent, Path(nvcc).parent.parent] if nvcc else []
+    return next(filter(_is_toolkit, [*on_path, Path("/usr/local/cuda")]), None)
 
 
-def _has_headers(home: Path) -> bool:
-    return any(home.glob("include/cuda_runtime.h")) or any(home.glob("targets/*/include/cuda_runtime.h"))
+def _is_toolkit(home: Path) -> bool:
+    headers = ("include/cuda_runtime.h", "targets/*/include/cuda_runtime.h")
+    return (home / "bin" / "nvcc").exists() and any(any(home.glob(header)) for header in headers)
 
 
 def nvcc_version(home: Path) -> str:
@@ -83,13 +93,17 @@ def plan_cuda() -> tuple[Path | None, str]:
     return home, f"yes: nvcc {version} in {home}, torch for CUDA {torch.version.cuda}"
 
 
-def architectures() -> str:
+def architectures(home: Path) -> str:
+    """What TORCH_CUDA_ARCH_LIST says, else the GPUs that are here, else what this nvcc knows of the default list."""
     if os.environ.get("TORCH_CUDA_ARCH_LIST"):
         return os.environ["TORCH_CUDA_ARCH_LIST"]
     if torch.cuda.is_available():
         found = {torch.cuda.get_device_capability(index) for index in range(torch.cuda.device_count())}
         return ";".join(f"{major}.{minor}" for major, minor in sorted(found))
-    return DEFAULT_ARCHITECTURES
+    listed = subprocess.run([home / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = set(re.findall(r"compute_(\d+)", listed))
+    chosen = [a for a in DEFAULT_ARCHITECTURES if a.replace(".", "") in known] or list(DEFAULT_ARCHITECTURES)
+    return ";".join(chosen) + "+PTX"  # newer GPUs compile the last one's PTX as they start
 
 
 def write_facts(facts: dict[str, str]) -> Path:
@@ -102,22 +116,24 @@ def write_facts(facts: dict[str, str]) -> Path:
 
 
 def extension():
+    check_torch()
     home, why = plan_cuda()
     if home:
         os.environ["CUDA_HOME"] = str(home)
-        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures()
+        os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
     # Only now: this module looks for CUDA_HOME as it is imported.
     from torch.utils.cpp_extension import CppExtension, CUDAExtension, get_cxx_compiler
 
-    compiler = get_cxx_compiler()
-    if shutil.which(compiler) is None:
-        sys.exit(f"no C++ compiler: {compiler!r} is not on PATH. Install g++ or clang++, or name one in CXX.")
-    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    compiler = shlex.split(get_cxx_compiler())  # CXX may be "ccache g++"
+    if shutil.which(compiler[0]) is None:
+        sys.exit(f"no C++ compiler: {compiler[0]!r} is not on PATH. Install g++ or clang++, or name one in CXX.")
+    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+    of_cuda = f" for CUDA {torch.version.cuda.split('.')[0]}" if home else ""
     facts = {
         "cuda": why,
         "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if home else "none",
         "compiler": version,
-        "built against": f"torch {torch.__version__} (runs with torch >= 2.10)",
+        "built against": f"torch {torch.__version__} (runs with every torch >= 2.10{of_cuda})",
     }
     for name, value in facts.items():
         print(f"libra_ops build | {name}: {value}", file=sys.stderr)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from libra_ops._extension import check_device
 
@@ -28,6 +30,15 @@ def check_floating(name: str, value: object) -> None:
     if value.dtype not in _FLOATS:
         raise TypeError(
             f"{name}: expected a floating dtype (float16, bfloat16, float32, float64), got {describe(value)}"
+        )
+
+
+def check_no_tangent(name: str, value: Tensor) -> None:
+    """Not a dual tensor of forward-mode differentiation, whose tangent a kernel would drop without a word."""
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(value).tangent is not None:
+        raise NotImplementedError(
+            f"{name}: expected a tensor without a tangent: the derivative is there in reverse mode only (backward, "
+            "torch.autograd.grad); pass forward_ad.unpack_dual(...).primal for the value alone"
         )
 
 
@@ -61,18 +72,19 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite number in [low, high], or (low, high] with open_low; returned as a float."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    if not math.isfinite(value) or value > high or value < low or (open_low and value == low):
+    # Comparisons alone, which torch.compile can trace for a number that it does not know; a NaN fails them.
+    if not (-math.inf < value < math.inf and low <= value <= high) or (open_low and value == low):
         bound = f"{'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
         raise ValueError(f"{name}: expected a finite number {bound}, got {value!r}")
     return float(value)
 
 
 def check_integer(name: str, value: object, low: int, high: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
         raise TypeError(f"{name}: expected an int, got {type(value).__name__}")
     if value < low or (high is not None and value > high):
         bound = f">= {low}" + ("" if high is None else f" and <= {high}")
         raise ValueError(f"{name}: expected an int {bound}, got {value}")
-    return value
+    return int(value)

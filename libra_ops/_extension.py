@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 
 _REBUILD = "Rebuild it in the repository with `pip install -e .`"
 
@@ -35,9 +36,9 @@ def build_info() -> dict[str, str]:
 
 
 def check_device(name: str, tensor: Tensor) -> None:
-    """The kernels for this tensor's device are compiled in."""
+    """The kernels for this tensor's device are compiled in; a fake tensor needs none."""
     kind = tensor.device.type
-    if kind == "cuda" and not _HAS_CUDA:
+    if kind == "cuda" and not _HAS_CUDA and not isinstance(tensor, FakeTensor):
         raise RuntimeError(
             f"{name}: is on {tensor.device}, but libra_ops was built without CUDA ({_FACTS['cuda']}). With nvcc and a "
             "CUDA build of torch at hand, rebuild with `LIBRA_CUDA=1 pip install -e .`; or pass CPU tensors."

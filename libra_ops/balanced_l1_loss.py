@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -33,20 +34,23 @@ def balanced_l1_loss(
         pred: [..., 4] float16, bfloat16, float32 or float64; encoded boxes (deltas, no unit). Any shape is accepted.
         target: the shape and device of `pred`, any floating dtype.
         weight: broadcastable to `pred`; none: 1. Where it is 0, loss and gradient are exactly 0 even if `pred` or
-            `target` is not finite, so a mask of real boxes is a weight. It is a constant: it gets no gradient.
+            `target` is not finite (and the incoming gradient is), so a mask of real boxes is a weight. It is a
+            constant: it gets no gradient.
         alpha: promotes the gradient of small errors; > 0.
-        gamma: the largest gradient; > 0.
-        beta: |x| from which the loss is linear; > 0.
+        gamma: the largest gradient; > 0 and at most 80 alpha.
+        beta: |x| from which the loss is linear; > 0, at least b / 3e38 and 1 / 3e38.
         formula: "paper" (the gradient is continuous for every beta) or "published" (mmdetection's generalisation to
             beta, which is discontinuous at 0 and beta unless beta is 1). At beta = 1 they are the same.
         reduction: "none", "sum" or "mean" (the sum over the number of elements, weighted or not).
 
     Returns:
         The loss: `pred`'s shape for "none", else a scalar; float64 if `pred` is float64, else float32. The sum is
-        deterministic and does not depend on the number of threads. Differentiable once with respect to pred and target.
+        deterministic and does not depend on the number of threads. Differentiable once with respect to pred and target,
+        in reverse mode only; the transforms of torch.func are not supported.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+        NotImplementedError: an argument with a tangent of forward-mode differentiation.
 
     Source: Pang et al., Libra R-CNN, CVPR 2019, eq. 6-8; "published": mmdetection's BalancedL1Loss.
 
@@ -58,18 +62,25 @@ def balanced_l1_loss(
     _checks.check_floating("target", target)
     _checks.check_same_device("target", target, pred, "pred")
     _checks.check_shape("target", target, pred.shape, "that of pred")
+    _checks.check_no_tangent("pred", pred)
+    _checks.check_no_tangent("target", target)
     alpha = _checks.check_number("alpha", alpha, 0, open_low=True)
     gamma = _checks.check_number("gamma", gamma, 0, open_low=True)
     beta = _checks.check_number("beta", beta, 0, open_low=True)
     if gamma / alpha > 80:  # e^80 is where b stops being a float32
         raise ValueError(f"gamma: expected at most 80 times alpha, got gamma {gamma:g} and alpha {alpha:g}")
+    b = math.e ** (gamma / alpha)
+    if b >= 3e38 * beta or 1 >= 3e38 * beta:
+        raise ValueError(
+            f"beta: expected at least {max(b, 1.0) / 3e38:g} with alpha {alpha:g} and gamma {gamma:g}, got {beta:g}"
+        )
     _checks.check_choice("formula", formula, _FORMULAS)
     _checks.check_choice("reduction", reduction, _REDUCTIONS)
     dtype = torch.float64 if pred.dtype == torch.float64 else torch.float32
     if weight is not None:
         _checks.check_floating("weight", weight)
         _checks.check_same_device("weight", weight, pred, "pred")
-        if weight.requires_grad:
+        if weight.requires_grad and torch.is_grad_enabled():
             raise ValueError(
                 "weight: expected a tensor without requires_grad (it is a constant here); pass weight.detach()"
             )
@@ -102,6 +113,18 @@ def _(pred, target, weight, alpha, gamma, beta, published, reduction, with_gradi
     return loss, gradient
 
 
+class _DifferentiableOnce(torch.autograd.Function):
+    """The gradient as it is; a second derivative that runs through it is an error."""
+
+    @staticmethod
+    def forward(ctx, gradient):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise RuntimeError("balanced_l1_loss: differentiable once only; a second derivative was asked for")
+
+
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.with_gradient = inputs[-1]
@@ -110,14 +133,14 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, grad_loss, grad_gradient):
     # grad_gradient is not used: the second output serves this function alone.
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError("balanced_l1_loss: differentiable once only; a second derivative was asked for")
     rest = (None,) * 7  # weight, alpha, gamma, beta, published, reduction, with_gradient
     if grad_loss is None:
         return None, None, *rest
     if not ctx.with_gradient:
         raise RuntimeError("libra_ops::balanced_l1_loss: a gradient needs with_gradient=True")
     (gradient,) = ctx.saved_tensors
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient = _DifferentiableOnce.apply(gradient)
     grad_pred = gradient * grad_loss
     return grad_pred, -grad_pred if ctx.needs_input_grad[1] else None, *rest
 

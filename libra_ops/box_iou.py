@@ -28,15 +28,19 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: Literal["iou", "iof", "giou", 
             are in [0, 1], "giou" and "diou" in [-1, 1] unless a box is inverted.
 
     Returns:
-        [..., N, M]; float64 if one of the boxes is float64, else float32. Boxes of any finite size give finite results.
-        A NaN in a box gives NaN in all its pairs; an infinite coordinate gives the limit, or NaN where there is none.
+        [..., N, M]; float64 if one of the boxes is float64, else float32. Boxes that are not inverted give finite
+        results: in float32 of any finite size, in float64 with coordinates up to 1e150. (The centres of inverted ones
+        can be so far apart, beside their hull, that "diou" and "ciou" are -inf.) A NaN in a box gives NaN in all its
+        pairs; an infinite coordinate gives the limit, or NaN where there is none.
 
-    Differentiable once with respect to both, through everything, CIoU's alpha included (torchvision keeps it constant).
+    Differentiable once with respect to both, through everything, CIoU's alpha included (torchvision keeps it constant);
+    in reverse mode only, and the transforms of torch.func are not supported.
     The gradient is deterministic and does not depend on the number of threads. Where the incoming gradient is 0, a pair
     adds exactly 0 to it, even if its boxes are not finite.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; the message names it.
+        NotImplementedError: boxes with a tangent of forward-mode differentiation.
 
     Source: Rezatofighi et al., GIoU, CVPR 2019, eq. 3; Zheng et al., Distance-IoU loss, AAAI 2020, eq. 7 and 10; the
     clamp is that of mmdetection's bbox_overlaps.
@@ -48,6 +52,8 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: Literal["iou", "iof", "giou", 
     _checks.check_boxes("boxes1", boxes1, "[..., N, 4]")
     _checks.check_boxes("boxes2", boxes2, "[..., M, 4]")
     _checks.check_same_device("boxes2", boxes2, boxes1, "boxes1")
+    _checks.check_no_tangent("boxes1", boxes1)
+    _checks.check_no_tangent("boxes2", boxes2)
     _checks.check_choice("kind", kind, _KINDS)
     try:
         leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
@@ -82,11 +88,14 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    if torch.is_grad_enabled():  # create_graph=True
-        raise RuntimeError("box_iou: differentiable once only; a second derivative was asked for")
     return *torch.ops.libra_ops.box_iou_backward(grad, *ctx.saved_tensors, ctx.kind), None
 
 
+def _second_backward(ctx, grad1, grad2):
+    raise RuntimeError("box_iou: differentiable once only; a second derivative was asked for")
+
+
 torch.library.register_autograd("libra_ops::box_iou", _backward, setup_context=_setup_context)
+torch.library.register_autograd("libra_ops::box_iou_backward", _second_backward)
 for _device in ("cpu", "cuda"):
     torch.library.register_autocast("libra_ops::box_iou", _device, torch.float32)

@@ -50,8 +50,9 @@ def match_boxes(
         positive_iou: in 0..1.
         negative_iou: in 0..1, not above `positive_iou`.
         min_positive_iou: in 0..1; none: no low-quality rule.
-        crowd: [B, G] bool, which of the targets are crowd regions and not objects; or [B, C, 4], regions of their own
-            (xyxy in pixels, a region without area is padding).
+        crowd: [B, G] bool, which of the targets are crowd regions and not objects (whatever `valid` says of them, so it
+            has to be False in padding); or [B, C, 4], regions of their own (xyxy in pixels, a region without area is
+            padding).
 
     Returns:
         Matches(index [B, N] int64, iou [B, N] float32, state [B, N] int8). `index` is 0 for a box that overlaps no
@@ -110,6 +111,11 @@ def _split_crowd(crowd: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor,
     if crowd.dtype == torch.bool:
         _checks.check_shape("crowd", crowd, valid.shape, "one flag per target")
         return valid & ~crowd, targets.masked_fill(~crowd.unsqueeze(-1), 0)
+    if not crowd.is_floating_point():
+        raise TypeError(
+            "crowd: expected bool [B, G] (which targets are crowd regions) or floating boxes [B, C, 4], got "
+            f"{_checks.describe(crowd)}"
+        )
     _checks.check_boxes("crowd", crowd, "[B, C, 4], or bool [B, G]", dims=(3,))
     if crowd.shape[0] != targets.shape[0]:
         raise ValueError(f"crowd: expected a batch of {targets.shape[0]} images, got {_checks.describe(crowd)}")

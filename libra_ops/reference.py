@@ -103,11 +103,11 @@ def _rank(group: Tensor, key: Tensor) -> Tensor:
 
 def negative_groups(iou: Tensor, num_bins: int, interval: tuple[float, float], bins: str) -> Tensor:
     """[N] -> [N]: the IoU bin 0..K-1; K where no bin holds it; K + 1 where it is drawn only when all others ran out."""
-    low, high = interval if bins == "paper" else (0.0, float(iou.max()) if len(iou) else 0.0)
+    low, high = interval if bins == "paper" else (0.0, max(iou[~iou.isnan()].tolist(), default=-math.inf))
     edges = [torch.tensor(low + k * (high - low) / num_bins).float() for k in range(num_bins + 1)]
     group = sum((iou >= edge).long() for edge in edges[1:-1]) + torch.zeros_like(iou, dtype=torch.long)
     if num_bins > 1:
-        group[(iou < edges[0]) | (iou >= edges[-1])] = num_bins
+        group[~((iou >= edges[0]) & (iou < edges[-1]))] = num_bins  # a NaN too
     if bins == "published":
         group[iou <= 0] = num_bins + 1
     return group
@@ -129,7 +129,7 @@ def sample_iou_balanced(index, iou, state, seed, num_samples, max_positives, num
         # Negatives: the quota of every bin, then refill from the rest.
         count = num_samples - len(chosen)
         if max_negatives_per_positive is not None:
-            count = min(count, int(max_negatives_per_positive * max(1, len(chosen))))
+            count = min(count, int(max_negatives_per_positive * max(1, len(chosen)) + 1e-6))
         candidates = (state[image] == 0).nonzero()[:, 0]
         group = negative_groups(iou[image], num_bins, interval, bins)[candidates]
         taken = (group < num_bins) & (_rank(group, words[0][candidates]) < count // num_bins)

@@ -47,8 +47,8 @@ def sample_iou_balanced(
     """Draws up to `num_samples` candidates of every image, without replacement; ignored ones never.
 
     Positives: at most `num_samples * positive_fraction`. Negatives: the rest of `num_samples`, of which every IoU bin
-    gives an equal part, drawn uniformly (p = N/K * 1/M_k); what bins are short of is drawn uniformly from all negatives
-    left. `num_bins=1` with `positives="random"` is the plain random sampler.
+    gives an equal part, drawn uniformly (p = N/K * 1/M_k); what bins are short of, and the remainder of N / K, is drawn
+    uniformly from all negatives left. `num_bins=1` with `positives="random"` is the plain random sampler.
 
     Args:
         matches: (index, iou, state) on one device, [B, N] each, as `match_boxes` returns them. index: int64, the
@@ -57,8 +57,8 @@ def sample_iou_balanced(
         num_samples: S, samples per image; >= 0.
         positive_fraction: largest share of positives, 0 to 1. Negatives take the places that positives leave empty.
         num_bins: K, 1 to 64. One bin holds every negative, whatever its IoU.
-        interval: (low, high), IoU: K equal half-open bins split [low, high). Negatives outside of it are drawn only
-            where bins are short. `bins="published"` does not use it.
+        interval: (low, high), IoU: K equal half-open bins split [low, high). Negatives outside of it, or of an IoU that
+            is NaN, are drawn only where bins are short. `bins="published"` does not use it.
         max_negatives_per_positive: at most so many negatives for each positive drawn (an image without positives counts
             as if it had one); none: no limit.
         positives: "instance_balanced": in every round each target that has positives left gives one at random, and who
@@ -150,6 +150,8 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tenso
     capturing = capturing and torch.cuda.is_current_stream_capturing()
     source = device if compiling or capturing else torch.device("cpu")
     if generator is not None:
+        if not isinstance(generator, torch.Generator):
+            raise TypeError(f"generator: expected a torch.Generator, got {type(generator).__name__}")
         source = generator.device
         if source.type != "cpu" and source != device:
             raise ValueError(f"generator: expected one on the CPU or on {device} like matches, got one on {source}")

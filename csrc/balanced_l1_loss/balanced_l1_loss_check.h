@@ -1,6 +1,8 @@
 // What both backends of balanced_l1_loss check and allocate.
 #pragma once
 
+#include <algorithm>
+#include <cmath>
 #include <optional>
 #include <tuple>
 
@@ -21,6 +23,9 @@ struct BalancedL1Arguments {
     if (weight) check_like(*weight, pred, "weight");
     STD_TORCH_CHECK(alpha > 0 && gamma > 0 && beta > 0, "alpha, gamma, beta: expected positive numbers, got ", alpha,
                     ", ", gamma, ", ", beta);
+    STD_TORCH_CHECK(std::max(std::expm1(gamma / alpha), 1.0) / beta < 3e38,
+                    "beta: expected at least (e^(gamma / alpha) - 1) / 3e38 and 1 / 3e38, got alpha, gamma, beta ",
+                    alpha, ", ", gamma, ", ", beta);
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction: expected 0 none, 1 sum or 2 mean, got ", reduction);
     BalancedL1Arguments arguments{torch::stable::contiguous(pred), torch::stable::contiguous(target), std::nullopt,
                                   static_cast<Reduction>(reduction)};

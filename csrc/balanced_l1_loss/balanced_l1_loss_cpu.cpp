@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "balanced_l1_loss/balanced_l1_loss_check.h"
@@ -16,32 +17,33 @@ namespace libra {
 namespace {
 
 constexpr int64_t kChunk = 4096;  // elements: 64 KiB of float32 inputs and outputs, which stays in L2
+constexpr int kBlock = 256;       // elements at a time, in arrays that stay in L1
 
 // The elements [0, n) of one chunk; loss and gradient may be null. Returns the sum of the losses.
-template <class T>
+template <bool kPublished, class T>
 inline __attribute__((always_inline)) double chunk_body(const T* pred, const T* target, const T* weight, T* loss,
-                                                        T* gradient, int64_t n, const BalancedL1<T>& constants,
+                                                        T* gradient, int64_t n, const BalancedL1<T>& constants_in,
                                                         T gradient_scale) {
+  const BalancedL1<T> constants = constants_in;  // a copy that stores to `loss` cannot change
   constexpr int kLanes = 16;  // independent partial sums: the order of addition is fixed, and still vector code
   T partial[kLanes] = {};
-  T values[kLanes], slopes[kLanes];
-  for (int64_t start = 0; start < n; start += kLanes) {
-    const int count = static_cast<int>(std::min<int64_t>(kLanes, n - start));
-    T error[kLanes] = {}, factor[kLanes];
-    if (weight) {
-      for (int i = 0; i < count; ++i) factor[i] = weight[start + i];
-      for (int i = count; i < kLanes; ++i) factor[i] = T(0);
-      for (int i = 0; i < count; ++i) error[i] = factor[i] == T(0) ? T(0) : pred[start + i] - target[start + i];
-    } else {
-      for (int i = 0; i < kLanes; ++i) factor[i] = i < count ? T(1) : T(0);
-      for (int i = 0; i < count; ++i) error[i] = pred[start + i] - target[start + i];
+  T error[kBlock], factor[kBlock], values[kBlock], slopes[kBlock];
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int count = static_cast<int>(std::min<int64_t>(kBlock, n - start));
+    for (int i = 0; i < kBlock; ++i) factor[i] = i < count ? T(1) : T(0);
+    if (weight) std::copy(weight + start, weight + start + count, factor);
+    for (int i = 0; i < count; ++i) {
+      const T difference = pred[start + i] - target[start + i];
+      error[i] = factor[i] == T(0) ? T(0) : difference;
     }
-    for (int i = 0; i < kLanes; ++i) {
-      balanced_l1(error[i], constants, values[i], slopes[i]);
+    std::fill(error + count, error + kBlock, T(0));
+    for (int i = 0; i < kBlock; ++i) {
+      balanced_l1<kPublished>(error[i], constants, values[i], slopes[i]);
       values[i] *= factor[i];
       slopes[i] *= factor[i] * gradient_scale;
-      partial[i] += values[i];
     }
+    for (int i = 0; i < kBlock; i += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) partial[lane] += values[i + lane];
     if (loss) std::copy(values, values + count, loss + start);
     if (gradient) std::copy(slopes, slopes + count, gradient + start);
   }
@@ -50,15 +52,17 @@ inline __attribute__((always_inline)) double chunk_body(const T* pred, const T* 
   return sum;
 }
 
-LIBRA_VECTOR_CLONES
-double run_chunk(const float* pred, const float* target, const float* weight, float* loss, float* gradient, int64_t n,
-                 const BalancedL1<float>& constants, float gradient_scale) {
-  return chunk_body(pred, target, weight, loss, gradient, n, constants, gradient_scale);
+template <bool kPublished>
+LIBRA_VECTOR_CLONES double run_chunk(const float* pred, const float* target, const float* weight, float* loss,
+                                     float* gradient, int64_t n, const BalancedL1<float>& constants,
+                                     float gradient_scale) {
+  return chunk_body<kPublished>(pred, target, weight, loss, gradient, n, constants, gradient_scale);
 }
 
+template <bool kPublished>
 double run_chunk(const double* pred, const double* target, const double* weight, double* loss, double* gradient,
                  int64_t n, const BalancedL1<double>& constants, double gradient_scale) {
-  return chunk_body(pred, target, weight, loss, gradient, n, constants, gradient_scale);
+  return chunk_body<kPublished>(pred, target, weight, loss, gradient, n, constants, gradient_scale);
 }
 
 template <class T>
@@ -74,9 +78,12 @@ void run(const Tensor& pred, const Tensor& target, const Tensor* weight, Tensor&
   torch::stable::parallel_for(0, chunks, 4, [&](int64_t begin, int64_t end) {
     for (int64_t chunk = begin; chunk < end; ++chunk) {
       const int64_t at = chunk * kChunk;
-      const double sum = run_chunk(read<T>(pred) + at, read<T>(target) + at, weights ? weights + at : nullptr,
-                                   losses ? losses + at : nullptr, gradients ? gradients + at : nullptr,
-                                   std::min(kChunk, n - at), constants, scale);
+      const auto run_with = [&](auto published) {
+        return run_chunk<decltype(published)::value>(
+            read<T>(pred) + at, read<T>(target) + at, weights ? weights + at : nullptr, losses ? losses + at : nullptr,
+            gradients ? gradients + at : nullptr, std::min(kChunk, n - at), constants, scale);
+      };
+      const double sum = constants.published ? run_with(std::true_type{}) : run_with(std::false_type{});
       if (!each) sums[chunk] = sum;
     }
   });

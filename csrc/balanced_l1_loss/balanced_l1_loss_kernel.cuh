@@ -13,7 +13,7 @@ constexpr int kLossThreads = 256;
 constexpr int kLossMaxBlocks = 1024;  // partial sums, whatever the GPU: the result does not depend on its size
 
 // grid [blocks], block [kLossThreads]. n elements; weight, loss, gradient and partial may be null.
-template <class T>
+template <bool kPublished, class T>
 __global__ void __launch_bounds__(kLossThreads)
     balanced_l1_kernel(const T* __restrict__ pred, const T* __restrict__ target, const T* __restrict__ weight,
                        T* __restrict__ loss, T* __restrict__ gradient, double* __restrict__ partial, int64_t n,
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kLossThreads)
     const T factor = weight ? weight[i] : T(1);
     T value = T(0), slope = T(0);
     if (factor != T(0)) {
-      balanced_l1(pred[i] - target[i], constants, value, slope);
+      balanced_l1<kPublished>(pred[i] - target[i], constants, value, slope);
       value *= factor;
       slope *= factor * gradient_scale;
     }
@@ -62,8 +62,9 @@ cudaError_t launch_balanced_l1_loss(const T* pred, const T* target, const T* wei
   if (each && n == 0) return cudaSuccess;
   const T scale = reduction == Reduction::kMean ? T(1) / static_cast<T>(n) : T(1);
   const int blocks = balanced_l1_blocks(n);
-  const cudaError_t error = launch(balanced_l1_kernel<T>, dim3(blocks), dim3(kLossThreads), 0, stream, pred, target,
-                                   weight, each ? loss : nullptr, gradient, partial, n, constants, scale);
+  const auto kernel = constants.published ? balanced_l1_kernel<true, T> : balanced_l1_kernel<false, T>;
+  const cudaError_t error = launch(kernel, dim3(blocks), dim3(kLossThreads), 0, stream, pred, target, weight,
+                                   each ? loss : nullptr, gradient, partial, n, constants, scale);
   if (each || error != cudaSuccess) return error;
   const double divisor = reduction == Reduction::kMean ? static_cast<double>(n) : 1.0;
   return launch(balanced_l1_total_kernel<T>, dim3(1), dim3(kLossThreads), 0, stream, partial, blocks, divisor, loss);

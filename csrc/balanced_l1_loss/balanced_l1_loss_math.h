@@ -18,15 +18,17 @@ enum class Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 template <class T>
 struct BalancedL1 {
   T alpha, gamma, beta;
-  T scale;   // b / beta: what the error is multiplied by inside the logarithm
-  T shift;   // the logarithm's factor is alpha (|x| + shift): beta / b, or 1 / b as published
-  T offset;  // beyond beta the loss is gamma |x| + offset
-  bool published;
+  T scale;               // b / beta: what the error is multiplied by inside the logarithm
+  T shift;               // the logarithm's factor is alpha (|x| + shift): beta / b, or 1 / b as published
+  T offset;              // beyond beta the loss is gamma |x| + offset
+  T inverse_beta, step;  // for small errors as published: 1 / beta, and 1 - beta
+  bool published;        // the kPublished to call balanced_l1() with
 
   static BalancedL1 make(double alpha, double gamma, double beta, bool published) {
     const double b = std::expm1(gamma / alpha);
     const double shift = (published ? 1.0 : beta) / b;
-    return {T(alpha), T(gamma), T(beta), T(b / beta), T(shift), T(gamma * shift - alpha * beta), published};
+    return {T(alpha),    T(gamma),    T(beta),  T(b / beta), T(shift), T(gamma * shift - alpha * beta),
+            T(1 / beta), T(1 - beta), published};
   }
 };
 
@@ -67,16 +69,35 @@ LIBRA_HOST_DEVICE float log1p_nonnegative(float x) {
 
 LIBRA_HOST_DEVICE double log1p_nonnegative(double x) { return log1p(x); }
 
-// `error` is pred - target. A masked element (weight 0) is not passed here: it counts nothing, whatever it holds.
+// ((1 + u) ln(1 + u) - u) / u for small u >= 0, as a series: the formula itself cancels there.
 template <class T>
+LIBRA_HOST_DEVICE T small_excess(T u) {
+  T series = T(1.0 / 56);
+  series = series * u - T(1.0 / 42);
+  series = series * u + T(1.0 / 30);
+  series = series * u - T(1.0 / 20);
+  series = series * u + T(1.0 / 12);
+  series = series * u - T(1.0 / 6);
+  series = series * u + T(1.0 / 2);
+  return series * u;
+}
+
+// `error` is pred - target. A masked element (weight 0) is not passed here: it counts nothing, whatever it holds.
+template <bool kPublished, class T>
 LIBRA_HOST_DEVICE void balanced_l1(T error, const BalancedL1<T>& c, T& loss, T& gradient) {
   const T x = error < T(0) ? -error : error;
   const bool inside = x < c.beta;
-  const T inner = inside ? x : (x == x ? c.beta : x);  // a NaN stays one
-  const T logarithm = log1p_nonnegative(c.scale * inner);
-  const T curve = c.alpha * ((inner + c.shift) * logarithm - inner);
-  T slope = c.alpha * logarithm;
-  if (c.published) slope += c.alpha * ((inner + c.shift) * c.scale / (T(1) + c.scale * inner) - T(1));
+  const T inner = inside ? x : (x == x ? c.beta : x);               // a NaN stays one
+  constexpr T kSmall = sizeof(T) == 4 ? T(1.0 / 8) : T(1.0 / 256);  // what the series leaves out is below rounding
+  const T scaled = c.scale * inner, logarithm = log1p_nonnegative(scaled);
+  T slope = c.alpha * logarithm, small = c.alpha * inner;
+  if constexpr (kPublished) {
+    slope += c.alpha * ((inner + c.shift) * c.scale / (T(1) + scaled) - T(1));
+    small = small * c.inverse_beta * (small_excess(scaled) + c.step * (T(1) - logarithm));
+  } else {
+    small *= small_excess(scaled);
+  }
+  const T curve = scaled < kSmall ? small : c.alpha * ((inner + c.shift) * logarithm - inner);
   const bool outside = x >= c.beta;
   loss = outside ? c.gamma * x + c.offset : curve;
   slope = outside ? c.gamma : slope;

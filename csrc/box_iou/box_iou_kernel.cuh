@@ -175,7 +175,7 @@ constexpr int kSlopeWarps = 8;  // 256 threads; the boxes of the other side pass
 // The gradient of boxes1. grid [blocks], block [32, kSlopeWarps]: a warp has a row of gradient [B, N, M], its lanes the
 // columns.
 template <Kind kind, class T>
-__global__ void __launch_bounds__(32 * kSlopeWarps, 2)
+__global__ void __launch_bounds__(32 * kSlopeWarps, sizeof(T) == 4 ? 2 : 1)
     box_iou_rows_kernel(const T* __restrict__ gradient, const T* __restrict__ boxes1, const T* __restrict__ boxes2,
                         T* __restrict__ grad1, int64_t blocks, int64_t n, int64_t m) {
   constexpr int kTile = 32 * kSlopeWarps;
@@ -207,7 +207,7 @@ __global__ void __launch_bounds__(32 * kSlopeWarps, 2)
 // The gradient of boxes2. grid [blocks], block [32, kSlopeWarps]: a lane has a column of gradient [B, N, M], the warps
 // take turns with the rows.
 template <Kind kind, class T>
-__global__ void __launch_bounds__(32 * kSlopeWarps, 2)
+__global__ void __launch_bounds__(32 * kSlopeWarps, sizeof(T) == 4 ? 2 : 1)
     box_iou_columns_kernel(const T* __restrict__ gradient, const T* __restrict__ boxes1, const T* __restrict__ boxes2,
                            T* __restrict__ grad2, int64_t blocks, int64_t n, int64_t m) {
   constexpr int kTile = 32 * kSlopeWarps;

@@ -149,17 +149,9 @@ LIBRA_FORMULA Box<double> to_double(const Box<T>& box) {
 template <Kind kind, class T>
 LIBRA_FORMULA T overlap_huge(const Box<T>& a, const Box<T>& b) {
   if (has_nan(a) || has_nan(b)) return static_cast<T>(NAN);
-  return static_cast<T>(overlap<kind>(make_side<kind>(to_double(a)), make_side<kind>(to_double(b))));
-}
-
-template <class T>
-LIBRA_FORMULA T iou_huge(const Box<T>& a, const Box<T>& b) {
-  return overlap_huge<Kind::kIou>(a, b);
-}
-
-template <class T>
-LIBRA_FORMULA T iof_huge(const Box<T>& a, const Box<T>& b) {
-  return overlap_huge<Kind::kIof>(a, b);
+  const double result = overlap<kind>(make_side<kind>(to_double(a)), make_side<kind>(to_double(b)));
+  // An infinite intersection makes the union NaN, which at_least() loses.
+  return static_cast<T>(result < static_cast<double>(INFINITY) ? result : static_cast<double>(NAN));
 }
 
 // Calls function(std::integral_constant<Kind, ...>): the formula is chosen at compile time.

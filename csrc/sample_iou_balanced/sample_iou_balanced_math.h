@@ -44,7 +44,7 @@ LIBRA_HOST_DEVICE float bin_edge(double low, double high, int num_bins, int k) {
 // Branchless, so that a loop over candidates becomes vector code.
 LIBRA_HOST_DEVICE int candidate_group(int bin, float iou, int state, float first, float last,
                                       const SampleOptions& options) {
-  const bool outside = (iou < first) | (iou >= last);
+  const bool outside = !(iou >= first) | (iou >= last);  // a NaN too
   int group = (options.num_bins > 1) & outside ? options.outside() : bin;
   group = options.published & (iou <= 0.0f) ? options.last_resort() : group;
   group = state == 0 ? group : options.ignored();
@@ -55,7 +55,8 @@ LIBRA_HOST_DEVICE int candidate_group(int bin, float iou, int state, float first
 LIBRA_HOST_DEVICE int negative_count(int positives, const SampleOptions& options) {
   const int count = options.num_samples - positives;
   if (options.max_negatives_per_positive < 0) return count;
-  const double most = options.max_negatives_per_positive * (positives > 1 ? positives : 1);
+  // 1.15 * 100 is 114.99999999999999
+  const double most = options.max_negatives_per_positive * (positives > 1 ? positives : 1) + 1e-6;
   return most < count ? static_cast<int>(most) : count;
 }
 

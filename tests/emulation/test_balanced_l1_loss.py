@@ -63,6 +63,16 @@ def test_agrees_with_the_reference(emulate, n, reduction, parameters):
         torch.testing.assert_close(gradient, gradient_expected.to(dtype))
 
 
+@pytest.mark.parametrize("parameters", [PAPER, PUBLISHED], ids=["paper", "published"])
+def test_small_errors_are_exact(emulate, parameters):
+    target = torch.zeros(50, 4)
+    pred = torch.logspace(-12, -1, 200).view(50, 4)
+    loss, _ = balanced_l1(emulate("balanced_l1_loss"), pred, target, None, parameters, "none")
+    double, _ = balanced_l1(emulate("balanced_l1_loss"), pred.double(), target.double(), None, parameters, "none")
+    torch.testing.assert_close(loss.double(), double, rtol=2e-5, atol=0)
+    torch.testing.assert_close(double, expected(pred, target, None, parameters, "none")[0], rtol=1e-6, atol=1e-16)
+
+
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_masked_elements_count_exactly_nothing(emulate, reduction):
     pred, target = errors(70, torch.float32)

@@ -119,6 +119,17 @@ def test_negatives_per_positive(emulate):
     kernels = emulate("sample_iou_balanced")
     for limit, shares in itertools.product((0, 0.5, 3, 1e12), ((0.02, 0.98, 0), (0, 1.0, 0))):
         assert_exact(kernels, scene(3, 400, shares=shares), 17, max_negatives_per_positive=limit)
+    changes = {"num_samples": 400, "max_positives": 100, "max_negatives_per_positive": 1.15}  # 114.99999999999999
+    assert_exact(kernels, scene(2, 400, shares=(0.5, 0.5, 0)), 17, **changes)
+
+
+def test_iou_that_is_not_finite(emulate):
+    kernels = emulate("sample_iou_balanced")
+    for values in ((float("nan"), 0.7), (float("nan"), float("inf"))):
+        index, iou, state = scene(2, 300)
+        iou[:, ::3], iou[:, 1::7] = values
+        for bins, num_samples in itertools.product(("paper", "published"), (30, 250)):
+            assert_exact(kernels, (index, iou, state), 5, bins=bins, num_samples=num_samples)
 
 
 def test_equal_words_go_by_index(emulate):

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from libra_ops import balanced_l1_loss, reference
 
@@ -146,6 +147,42 @@ def test_not_finite_errors_are_seen():
     assert gradient[0].isnan() and gradient[1] == 1.5 and gradient[2] == -1.5
 
 
+@pytest.mark.parametrize("formula", FORMULAS)
+@pytest.mark.parametrize("parameters", [{}, {"beta": 0.11}, {"beta": 2.0}, {"gamma": 1e-3}, {"gamma": 20.0}], ids=str)
+def test_small_errors_are_exact(parameters, formula):
+    """Near 0 the formula is a difference of almost equal numbers; the loss is right to float32's digits."""
+    x = torch.logspace(-12, 0, 2000, dtype=torch.float64)
+    loss = balanced_l1_loss(x.float(), torch.zeros(2000), **parameters, formula=formula)
+    if formula == "paper":
+        assert (loss > 0).all() and (loss.diff() >= 0).all()
+    double = balanced_l1_loss(x.float().double(), torch.zeros(2000).double(), **parameters, formula=formula)
+    torch.testing.assert_close(loss.double(), double, rtol=2e-5, atol=0)
+    if formula == "paper":  # alpha b / beta x^2 / 2 (1 - b x / (3 beta))
+        rules = {"alpha": 0.5, "gamma": 1.5, "beta": 1.0} | parameters
+        steep = math.expm1(rules["gamma"] / rules["alpha"]) / rules["beta"]
+        tiny = steep * x < 1e-5
+        series = rules["alpha"] * steep * x**2 / 2 * (1 - steep * x / 3)
+        torch.testing.assert_close(loss.double()[tiny], series[tiny], rtol=1e-6, atol=0)
+
+
+def test_steepest_parameters_give_no_nan():
+    x = torch.tensor([0.0, 1e-9, 1e-3, 1.0])
+    for formula in FORMULAS:
+        rules = {"alpha": 0.02, "gamma": 1.5, "beta": 2e-6, "formula": formula}
+        assert balanced_l1_loss(x, torch.zeros(4), **rules).isfinite().all()
+        assert gradients(balanced_l1_loss, x, torch.zeros(4), **rules)[0].isfinite().all()
+    with pytest.raises(RuntimeError, match="beta: expected at least"):
+        torch.ops.libra_ops.balanced_l1_loss(x, x, None, 0.02, 1.5, 1e-6, False, 0, False)
+
+
+def test_weight_from_a_layer_without_gradients():
+    pred, target = errors(7, 4)
+    weight = torch.rand(7, 4, requires_grad=True)
+    with torch.no_grad():
+        loss = balanced_l1_loss(pred, target, weight)
+    assert torch.equal(loss, balanced_l1_loss(pred, target, weight.detach()))
+
+
 @pytest.mark.parametrize("shape", [(4,), (1,), (7, 1), (1, 4), ()], ids=str)
 def test_weight_broadcasts(shape):
     pred, target = errors(7, 4)
@@ -193,13 +230,17 @@ def test_half_is_computed_in_float32(dtype):
 
 
 def test_autocast():
+    """What a layer under autocast gives, bfloat16, costs the same as outside of it."""
     pred, target = errors(100, 4)
+    half, mixed = pred.bfloat16(), (pred.bfloat16().float(), target)
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(balanced_l1_loss(pred, target), balanced_l1_loss(pred.clone(), target))
-        raw = torch.ops.libra_ops.balanced_l1_loss(
-            pred.bfloat16(), target, None, 0.5, 1.5, 1.0, False, 0, False
-        )  # a caller who passes by the Python door
-        assert raw[0].dtype == torch.float32
+        loss = balanced_l1_loss(half, target)
+        gradient = gradients(balanced_l1_loss, half, target)[1]
+        raw = torch.ops.libra_ops.balanced_l1_loss(half, target, None, 0.5, 1.5, 1.0, False, 0, False)[0]
+    for result in (loss, raw):  # raw: a caller who passes by the Python door
+        assert result.dtype == torch.float32
+        assert torch.equal(result, balanced_l1_loss(*mixed))
+    assert torch.equal(gradient, gradients(balanced_l1_loss, *mixed)[1])
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -231,11 +272,31 @@ def test_incoming_gradient():
     torch.testing.assert_close(mean, tuple(gradient * 3 / 80 for gradient in plain))
 
 
-def test_differentiable_once():
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_differentiable_once(reduction):
+    """A graph of the gradient may be made; an error comes only where a second derivative runs through the op."""
     pred, target = errors(3, 4)
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        loss = balanced_l1_loss(pred.requires_grad_(), target, reduction="sum")
-        torch.autograd.grad(loss, pred, create_graph=True)
+    expected = gradients(balanced_l1_loss, pred, target, reduction=reduction)[0]
+    pred.requires_grad_()
+    other = torch.ones(3, requires_grad=True)
+    loss = balanced_l1_loss(pred, target, reduction=reduction).sum() + other.pow(3).sum()
+    of_pred, of_other = torch.autograd.grad(loss, (pred, other), create_graph=True)
+    assert torch.equal(of_pred, expected)
+    assert torch.equal(torch.autograd.grad(of_other.sum(), other, retain_graph=True)[0], torch.full((3,), 6.0))
+    for penalty in (of_pred.sum(), of_pred.square().sum() + loss):
+        with pytest.raises(RuntimeError, match="balanced_l1_loss: differentiable once"):
+            torch.autograd.grad(penalty, pred, retain_graph=True)
+
+
+def test_forward_mode_is_an_error_and_not_a_missing_tangent():
+    pred, target = errors(3, 4)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(pred, torch.ones_like(pred))
+        with pytest.raises(NotImplementedError, match="pred: expected a tensor without a tangent"):
+            balanced_l1_loss(dual, target)
+        with pytest.raises(NotImplementedError, match="target: expected a tensor without a tangent"):
+            balanced_l1_loss(pred, dual)
+        balanced_l1_loss(pred, target)
 
 
 @pytest.mark.parametrize("reduction", range(3))
@@ -275,6 +336,8 @@ ONES = torch.ones(2, 4)
         ((ONES, ONES), {"beta": -1.0}, ValueError, "beta: expected a finite number > 0, got -1"),
         ((ONES, ONES), {"beta": "1"}, TypeError, "beta: expected a number, got str"),
         ((ONES, ONES), {"alpha": 0.01}, ValueError, "gamma: expected at most 80 times alpha, got gamma 1.5"),
+        ((ONES, ONES), {"alpha": 0.02, "beta": 1e-6}, ValueError, r"beta: expected at least 1.*e-06 with alpha 0.02"),
+        ((ONES, ONES), {"gamma": 1e-3, "beta": 1e-39}, ValueError, "beta: expected at least 3.3.*e-39"),
         ((ONES, ONES), {"formula": "libra"}, ValueError, "formula: expected one of 'paper', 'published', got 'libra'"),
         ((ONES, ONES), {"reduction": "avg"}, ValueError, "reduction: expected one of 'none', 'sum', 'mean', got 'avg'"),
     ],

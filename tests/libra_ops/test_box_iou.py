@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from libra_ops import reference
 from libra_ops.box_iou import box_iou
@@ -94,8 +95,19 @@ def test_infinite_boxes():
     box = torch.tensor([[0.0, 0.0, 1.0, 1.0]])
     assert box_iou(box, everything, "iof").item() == 1
     assert box_iou(box, everything, "iou").item() == 0
-    for kind in KINDS:
-        box_iou(everything, everything, kind)  # has no limit, and returns
+    for kind in KINDS:  # two infinite areas: there is no limit
+        assert box_iou(everything, everything, kind).isnan().all()
+        assert box_iou(everything.double(), everything.double(), kind).isnan().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_float64_boxes_are_finite_up_to_1e150(kind):
+    boxes = torch.tensor([[-1e150, -1e150, 1e150, 1e150], [0, 0, 1e150, 5e149], [0, 0, 1, 1]], dtype=torch.float64)
+    overlaps = box_iou(boxes, boxes, kind)
+    assert overlaps.isfinite().all()
+    torch.testing.assert_close(overlaps.diagonal(), torch.ones(3, dtype=torch.float64))
+    if kind == "iou":
+        assert overlaps[0, 1].item() == pytest.approx(1 / 8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -143,9 +155,10 @@ def test_gradients_equal_those_of_the_twin(kind, n, m):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_at_kinks_are_pytorchs(kind):
-    """Equal edges share a gradient and touching boxes pull each other, as autograd of the twin says."""
-    boxes = peculiar_boxes()[:8].double()
-    incoming = torch.randn(8, 8, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    """Equal edges share a gradient, as autograd of the twin says (at a clamp's edge, torch's versions differ)."""
+    boxes = [[0.0, 0, 10, 10], [0, 0, 10, 10], [0, 0, 5, 10], [2, 0, 10, 8], [0, 3, 10, 10], [1, 1, 9, 9]]
+    boxes = torch.tensor(boxes, dtype=torch.float64)
+    incoming = torch.randn(6, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     got = gradients(lambda a, b: box_iou(a, b, kind), boxes, boxes, incoming)
     expected = gradients(lambda a, b: reference.box_iou(a, b, kind), boxes, boxes, incoming)
     for one, other in zip(got, expected, strict=True):
@@ -193,9 +206,28 @@ def test_gradient_moves_boxes_together():
 
 
 def test_differentiable_once():
-    boxes = random_boxes(3).requires_grad_()
-    with pytest.raises(RuntimeError, match="differentiable once"):
-        torch.autograd.grad(box_iou(boxes, random_boxes(2, seed=1)).sum(), boxes, create_graph=True)
+    """A graph of the gradient may be made; an error comes only where a second derivative runs through the op."""
+    boxes, others = random_boxes(3), random_boxes(2, seed=1)
+    expected = gradients(box_iou, boxes, others, torch.ones(3, 2))[0]
+    boxes.requires_grad_()
+    other = torch.ones(3, requires_grad=True)
+    loss = box_iou(boxes, others).sum() + other.pow(3).sum()
+    of_boxes, of_other = torch.autograd.grad(loss, (boxes, other), create_graph=True)
+    assert torch.equal(of_boxes, expected)
+    assert torch.equal(torch.autograd.grad(of_other.sum(), other, retain_graph=True)[0], torch.full((3,), 6.0))
+    for penalty in (of_boxes.sum(), of_boxes.square().sum() + loss):
+        with pytest.raises(RuntimeError, match="box_iou: differentiable once"):
+            torch.autograd.grad(penalty, boxes, retain_graph=True)
+
+
+def test_forward_mode_is_an_error_and_not_a_missing_tangent():
+    boxes = random_boxes(3)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(boxes, torch.ones_like(boxes))
+        for arguments, name in (((dual, boxes), "boxes1"), ((boxes, dual), "boxes2")):
+            with pytest.raises(NotImplementedError, match=f"{name}: expected a tensor without a tangent"):
+                box_iou(*arguments)
+        box_iou(boxes, boxes)
 
 
 def test_leading_dimensions_broadcast():

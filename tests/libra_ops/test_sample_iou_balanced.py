@@ -5,6 +5,7 @@ How often it draws whom is in test_sample_iou_balanced_probabilities.py.
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from libra_ops import reference
 from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
 
+NAN, INFINITY = float("nan"), float("inf")
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 OPTIONS = {
     "num_samples": 64,
@@ -118,6 +120,27 @@ def test_as_many_candidates_as_anchors(device):
 def test_negatives_per_positive(device):
     for limit, shares in itertools.product((0, 0.5, 3, 1e12), ((0.02, 0.98, 0), (0, 1.0, 0))):
         assert_exact(device, scene(3, 400, shares=shares), 17, max_negatives_per_positive=limit)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_negatives_per_positive_are_rounded_as_people_expect(device):
+    """1.15 * 100 is 114.99999999999999 in floating point."""
+    matches = scene(1, 1000, shares=(0.5, 0.5, 0))
+    changes = {"num_samples": 400, "max_positives": 100, "max_negatives_per_positive": 1.15}
+    assert_exact(device, matches, 3, **changes)
+    _, valid, positive = run_op(matches, 3, device, {**OPTIONS, **changes})
+    assert positive.sum() == 100 and (valid & ~positive).sum() == 115
+
+
+def test_numbers_of_numpy_are_numbers():
+    matches = scene(2, 300)
+    options = {"num_samples": 64, "positive_fraction": 0.25, "num_bins": 3, "max_negatives_per_positive": 2.0}
+    of_numpy = {name: (np.int64 if isinstance(value, int) else np.float32)(value) for name, value in options.items()}
+    drawn = []
+    for arguments in (options, of_numpy):
+        torch.manual_seed(1)
+        drawn.append(sample_iou_balanced(matches, **arguments).index)
+    assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -230,13 +253,28 @@ def test_iou_may_require_a_gradient():
     assert not any(tensor.requires_grad for tensor in samples)
 
 
-def test_iou_that_is_not_finite_is_survived():
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("values", [(NAN, 0.7), (NAN, INFINITY), (NAN, -INFINITY), (NAN, NAN)], ids=str)
+def test_iou_that_is_not_finite(device, values):
     index, iou, state = scene(2, 300)
-    iou[:, ::3], iou[:, 1::7] = float("nan"), float("inf")
-    for bins in ("paper", "published"):
-        samples = sample_iou_balanced((index, iou, state), num_samples=250, positive_fraction=0.25, bins=bins)
-        for row, valid in zip(samples.index, samples.valid, strict=True):
-            assert len(row[valid].unique()) == valid.sum() > 0
+    iou[:, ::3], iou[:, 1::7] = values
+    for bins, num_bins in itertools.product(("paper", "published"), (1, 3)):
+        for num_samples in (30, 250):
+            changes = {"bins": bins, "num_bins": num_bins, "num_samples": num_samples}
+            assert_exact(device, (index, iou, state), 5, **changes)
+    assert_exact(device, (index, iou * NAN, state), 5, bins="published")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_nan_belongs_to_no_bin(device):
+    """Negatives whose IoU is NaN are drawn when the bins are short, and not in place of those of the lowest bin."""
+    iou = torch.tensor([[NAN] * 100 + [0.1] * 10 + [0.2] * 10 + [0.4] * 10])
+    zeros = torch.zeros(1, 130, dtype=torch.int64)
+    matches = (zeros, iou, zeros.to(torch.int8))
+    changes = {"num_samples": 30, "max_positives": 0}
+    assert_exact(device, matches, 5, **changes)
+    drawn = run_op(matches, 5, device, {**OPTIONS, **changes})[0].cpu()
+    assert drawn.tolist() == [list(range(100, 130))]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -260,9 +298,9 @@ def test_compiles_in_one_graph():
     assert not torch.equal(first.index, second.index), "the seed is no constant of the graph"
 
 
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"], ids=["of the CPU", "of a GPU"])  # which need not be there
 def test_fake_tensors_of_any_device(device, monkeypatch):
-    monkeypatch.setattr("libra_ops._extension._HAS_CUDA", True)  # fake tensors need no kernel
+    monkeypatch.setattr("libra_ops._extension._HAS_CUDA", False)  # fake tensors need no kernel
     with FakeTensorMode():
         shape = (2, 300)
         matches = (
@@ -288,6 +326,9 @@ def test_fake_tensors_of_any_device(device, monkeypatch):
         ({"state": torch.zeros(2, 5, dtype=torch.int8, device="meta")}, ValueError, "matches.state: expected on cpu"),
         ({"num_samples": -1}, ValueError, "num_samples: expected an int >= 0"),
         ({"num_samples": 2.0}, TypeError, "num_samples: expected an int, got float"),
+        ({"num_samples": True}, TypeError, "num_samples: expected an int, got bool"),
+        ({"positive_fraction": np.bool_(True)}, TypeError, "positive_fraction: expected a number, got bool"),
+        ({"generator": 3}, TypeError, "generator: expected a torch.Generator, got int"),
         ({"positive_fraction": 1.5}, ValueError, "positive_fraction: .* <= 1, got 1.5"),
         ({"positive_fraction": float("nan")}, ValueError, "positive_fraction"),
         ({"num_bins": 0}, ValueError, "num_bins: .* >= 1 and <= 64, got 0"),

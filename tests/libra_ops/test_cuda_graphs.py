@@ -1,0 +1,86 @@
+"""On a GPU no op waits for the device, and each can be captured in a CUDA graph, its backward too.
+
+For sample_iou_balanced, which draws anew at every replay: test_sample_iou_balanced.py.
+"""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from libra_ops import balanced_l1_loss, box_iou, match_boxes
+
+pytestmark = pytest.mark.cuda
+
+
+def random_boxes(*shape: int, seed: int) -> Tensor:
+    """[*shape, 4] xyxy within 100 x 100 pixels."""
+    corners = torch.rand(*shape, 2, 2, generator=torch.Generator().manual_seed(seed)) * 100
+    return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+
+
+def match(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """With every rule: shared boxes, low-quality matches and crowds, of which the last target is one."""
+    valid = torch.ones(targets.shape[:2], dtype=torch.bool, device=targets.device)
+    crowd = torch.zeros_like(valid)
+    crowd[:, -1:].fill_(True)
+    rules = {"positive_iou": 0.7, "negative_iou": 0.3, "min_positive_iou": 0.3}
+    return match_boxes(boxes, targets, valid, crowd=crowd, **rules)
+
+
+def overlap(kind: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    def run(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        inputs = [boxes.detach().requires_grad_(), targets.detach().requires_grad_()]
+        overlaps = box_iou(*inputs, kind)
+        return overlaps.detach(), *torch.autograd.grad(overlaps.sum(), inputs)
+
+    return run
+
+
+def loss(reduction: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    def run(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        pred, target = boxes.detach().expand(2, -1, -1)[:, :8].requires_grad_(), targets
+        value = balanced_l1_loss(pred, target, (target > 50).float(), reduction=reduction)
+        return value.detach(), *torch.autograd.grad(value.sum(), pred)
+
+    return run
+
+
+FUNCTIONS = {
+    "match_boxes": match,
+    "box_iou": overlap("iou"),
+    "box_iou ciou": overlap("ciou"),
+    "balanced_l1_loss": loss("none"),
+    "balanced_l1_loss mean": loss("mean"),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_no_op_waits_for_the_device(name):
+    boxes, targets = random_boxes(300, seed=0).cuda(), random_boxes(2, 8, seed=1).cuda()
+    FUNCTIONS[name](boxes, targets)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        FUNCTIONS[name](boxes, targets)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_captured_in_a_cuda_graph(name):
+    """A replay computes the results of what the inputs hold then."""
+    boxes, targets = random_boxes(300, seed=0).cuda(), random_boxes(2, 8, seed=1).cuda()
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):  # a run before the capture, as torch asks for
+        FUNCTIONS[name](boxes, targets)
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = FUNCTIONS[name](boxes, targets)
+    boxes.copy_(random_boxes(300, seed=2))
+    targets.copy_(random_boxes(2, 8, seed=3))
+    graph.replay()
+    for got, expected in zip(results, FUNCTIONS[name](boxes, targets), strict=True):
+        assert torch.equal(got, expected)
