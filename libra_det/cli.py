@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import types
 import typing
@@ -15,7 +16,7 @@ import tyro
 
 from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
 from libra_det.recipes import recipe
-from libra_det.run_folder import new_run_folder, read_config
+from libra_det.run_folder import new_run_folder, read_config, refuse_run
 
 DEFAULT_RECIPE = "shapes"
 
@@ -42,22 +43,28 @@ class Train:
         from libra_det.train import Trainer, resume
 
         device = choose_device(self.device)
-        run = self.output if self.resume else new_run_folder(self.output, self.config.recipe)
-        print(f"run folder: {run} ({device})", flush=True)
+        if self.output is not None and not self.resume:
+            refuse_run(self.output)
         # A run that was stopped before its first checkpoint begins again.
-        continued = self.resume and checkpoint_files(run)
-        trainer = resume(run, device, self.config) if continued else Trainer(self.config, run, device)
+        if self.resume and checkpoint_files(self.output):
+            trainer = resume(self.output, device, self.config)
+        else:
+            trainer = Trainer(self.config, self.output or Path(), device)
+        if not self.resume:  # only now, when the data was read: a mistake in the command leaves no folder
+            trainer.run = new_run_folder(self.output, self.config.recipe)
+        run = trainer.run
+        print(f"run folder: {run} ({device})", flush=True)
         try:
             evaluation = trainer.train()
         except KeyboardInterrupt:  # in the evaluation, or a second Ctrl-C in training
-            print(f"\ncontinue with: libra train --output {run} --resume", file=sys.stderr)
+            print(f"\ncontinue with: {_resume_command(run)}", file=sys.stderr)
             raise
         print_metrics(evaluation.metrics, f"{self.config.recipe}, {trainer.eval_dataset.annotations.name} split")
         print(
             f"trained in {trainer.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s\n"
             f"run folder: {run} (detections are drawn in {run / 'pictures'})\n"
-            f"use it:     libra predict {run} IMAGE_OR_FOLDER --output predictions\n"
-            f"measure it: libra eval {run} --split {self.config.data.eval_split}"
+            f"use it:     libra predict {_quoted(run)} IMAGE_OR_FOLDER --output predictions\n"
+            f"measure it: libra eval {_quoted(run)} --split {_quoted(self.config.data.eval_split)}"
         )
         return 0
 
@@ -79,7 +86,7 @@ class Eval:
     batch_size: int | None = None
     """Images at once; none: as in training."""
     output: Path | None = None
-    """Folder for metrics.json, results.json and pictures; none: evaluation/SPLIT in the run folder."""
+    """Folder for metrics.json, results.json and pictures; none: evaluation/DATA-SPLIT in the run folder."""
     device: str = "auto"
     """auto (the first GPU if there is one), cpu, cuda or cuda:N."""
 
@@ -98,13 +105,24 @@ class Eval:
             batch_size=self.batch_size,
         )
         split = dataset.annotations.name
-        run = self.run if self.run.is_dir() else self.run.absolute().parent.parent  # RUN/checkpoints/FILE
-        output = self.output or run / "evaluation" / split
+        print_metrics(evaluation.metrics, f"{self.run}, {split} split of {dataset.config.data}")
+        output = self.output or self._run_folder() / "evaluation" / self._name(dataset.config.data, split)
         write_evaluation(evaluation, output, data=dataset.config.data, split=split)
         draw_pictures(dataset.annotations, evaluation.results, output / "pictures")
-        print_metrics(evaluation.metrics, f"{self.run}, {split} split of {dataset.config.data}")
         print(f"evaluated in {evaluation.seconds:.0f} s; numbers, results and pictures are in {output}")
         return 0
+
+    def _run_folder(self) -> Path:
+        """The run folder; for a checkpoint that lies in none, the current folder."""
+        if self.run.is_dir():
+            return self.run
+        folder = self.run.absolute().parent
+        return folder.parent if folder.name == "checkpoints" else Path()
+
+    def _name(self, data: str, split: str) -> str:
+        """Tells evaluations on different data apart."""
+        name = f"{Path(data).expanduser().resolve().name}-{split}"
+        return name if self.annotations is None else f"{name}-{Path(self.annotations).stem}"
 
 
 @dataclass
@@ -205,12 +223,21 @@ def _explained(error: Exception) -> tuple[int | None, str]:
 
         if isinstance(error, Interrupted):
             run = error.checkpoint.parent.parent
-            return error.exit_code, f"libra: {error}\ncontinue with: libra train --output {run} --resume"
+            return error.exit_code, f"libra: {error}\ncontinue with: {_resume_command(run)}"
         if isinstance(error, NonFiniteLoss):
             return 1, f"libra: error: {error}"
     if isinstance(error, (ValueError, TypeError, OSError)):
         return 2, f"libra: error: {error}"
     return None, ""
+
+
+def _resume_command(run: Path) -> str:
+    return f"libra train --output {_quoted(run)} --resume"
+
+
+def _quoted(value: Path | str) -> str:
+    """As a shell reads it."""
+    return shlex.quote(str(value))
 
 
 def _parse(arguments: list[str]) -> Train | Eval | Predict | Check | Doctor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import types
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+from libra_det.validation import check_fields, check_order
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,29 @@ class ModelConfig:
     nms_iou: float = 0.5
     detections_per_image: int = 100
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            {
+                "[1, inf)": "fpn_channels rpn_samples proposals_per_level proposals_per_level_test proposals_train "
+                "proposals_test roi_samples roi_size fc_channels detections_per_image",
+                "(0, inf)": "pixel_std anchor_scale anchor_ratios box_loss_beta balanced_l1_alpha balanced_l1_gamma "
+                "roi_finest_scale roi_delta_stds",
+                "[0, inf)": "rpn_max_negatives_per_positive rpn_class_loss_weight rpn_box_loss_weight "
+                "class_loss_weight box_loss_weight roi_sampling_ratio",
+                "[0, 1]": "rpn_positive_iou rpn_min_positive_iou rpn_positive_fraction proposal_nms_iou "
+                "roi_positive_iou roi_positive_fraction score_threshold nms_iou",
+                "(0, 1]": "rpn_negative_iou roi_negative_iou",
+                "[-1, 4]": "frozen_stages",
+                "[0, 4]": "refine_level",
+                "[1, 64]": "sampler_num_bins",
+            },
+        )
+        if not self.anchor_ratios:
+            raise ValueError("anchor_ratios: expected at least one, got ()")
+        check_order(self, "rpn_negative_iou", "rpn_positive_iou")
+        check_order(self, "roi_negative_iou", "roi_positive_iou")
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -138,6 +162,20 @@ class DataConfig:
     skip_empty: bool = True
     """Leave images without objects out of training (they are always evaluated)."""
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            {
+                "[1, inf)": "short_side long_side size_divisor batch_size",
+                "[0, inf)": "color_jitter workers cache_mb",
+                "(0, inf)": "scale_jitter",
+                "[0, 1]": "horizontal_flip vertical_flip",
+            },
+        )
+        check_order(self, "short_side", "long_side")
+        if self.scale_jitter[0] > self.scale_jitter[1]:
+            raise ValueError(f"scale_jitter: expected the smaller factor first, got {self.scale_jitter}")
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -173,6 +211,19 @@ class TrainConfig:
     threads: int | None = None
     """CPU threads; none leaves torch's choice."""
 
+    def __post_init__(self) -> None:
+        check_fields(
+            self,
+            {
+                "[1, inf)": "epochs step_epochs threads",
+                "(0, inf)": "learning_rate gradient_clip",
+                "[0, inf)": "weight_decay warmup_steps log_every log_gradient_share_every keep_checkpoints eval_every",
+                "[0, 1)": "momentum ema_decay",
+                "[0, 1]": "warmup_factor",
+                "[0, 9e18]": "seed",
+            },
+        )
+
 
 @dataclass(frozen=True)
 class Config:
@@ -184,6 +235,9 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        check_fields(self, {})
+
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
@@ -192,22 +246,24 @@ class Config:
         return _build(cls, json.loads(text), "config")
 
 
-def _build(cls: type, values: dict[str, Any], where: str) -> Any:
+def _build(cls: type, values: Any, where: str) -> Any:
     """A frozen dataclass from nested dicts; an unknown field is an error, a missing one keeps its default."""
+    if not isinstance(values, dict):
+        raise TypeError(f"{where}: expected an object with fields, got {values!r}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected one of {', '.join(hints)}")
-    return cls(**{name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+    converted = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
+    try:
+        return cls(**converted)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{where}.{error}") from None
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _build(hint, value, where)
-    if typing.get_origin(hint) is tuple:  # JSON has lists only
+    if isinstance(value, list):  # JSON has no tuples
         return tuple(value)
-    if typing.get_origin(hint) in (typing.Union, types.UnionType) or value is None:
-        return value
-    if typing.get_origin(hint) is Literal and value not in typing.get_args(hint):
-        raise ValueError(f"{where}: expected one of {typing.get_args(hint)}, got {value!r}")
     return value

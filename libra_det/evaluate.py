@@ -97,6 +97,8 @@ def evaluate_run(
 ) -> tuple[DetectionDataset, Evaluation]:
     """Evaluate a finished run, by default on the data that it was trained to be evaluated on.
 
+    The split's own categories are matched to those of the run by name; the training split need not be there.
+
     Args:
         run: a run folder or a checkpoint file.
         data, split, annotations, image_folder: another data set, as data, eval_split, eval_annotations and
@@ -114,7 +116,9 @@ def evaluate_run(
         config = replace(config, eval_split=split, eval_annotations=None)
     changes = {"eval_annotations": annotations, "image_folder": image_folder, "batch_size": batch_size}
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    dataset = DetectionDataset(load_annotations(config, config.eval_split), config, training=False, seed=0)
+    # As if it were the training split, whose own categories decide: the annotations trained on may be elsewhere by now.
+    alone = replace(config, train_split=config.eval_split, train_annotations=config.eval_annotations)
+    dataset = DetectionDataset(load_annotations(alone, alone.eval_split), config, training=False, seed=0)
     return dataset, evaluate(detector.model, dataset, device, detector.categories)
 
 

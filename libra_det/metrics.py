@@ -42,7 +42,8 @@ def evaluate_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]
 
     Args:
         ground_truth: COCO JSON as a dict: images, categories, annotations. `iscrowd` and `area` may be
-            missing; annotations with `iscrowd`, `ignore` or `difficult` set need not be found. It is not changed.
+            missing. Annotations with `iscrowd` set need not be found; for the VOC numbers neither those with `ignore`
+            or `difficult`, which COCO's twelve do not look at. It is not changed.
         results: COCO result entries: image_id, category_id, bbox [x, y, w, h], score. It is not changed.
 
     Raises:
@@ -73,8 +74,9 @@ def voc_average_precision(
     """Pascal VOC's average precision of each category id (all points; -1 without ground truth).
 
     Best scores first, each detection goes to the object of its class that it overlaps most. It is correct when the IoU
-    reaches the threshold and no better-scored detection took the object; it does not count when the object is
-    `difficult` (or `ignore`), or when it lies in a crowd region. Boxes are continuous (no +1 pixel).
+    reaches the threshold and no better-scored detection took the object; it does not count, neither as right nor as
+    wrong, when the object is `difficult` (or `ignore`). Beyond VOC's rules, it does not count either when at least the
+    threshold's share of it lies in a crowd region: `iscrowd` without `difficult`. Boxes are continuous (no +1 pixel).
 
     Source: Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010 and 2015 (section 4.2).
     """
@@ -107,7 +109,7 @@ def _correct(ours: dict[int, list[dict[str, Any]]], ranked: list[dict[str, Any]]
         if not annotations:
             correct.append(False)
             continue
-        crowd = np.array([annotation.get("iscrowd", 0) for annotation in annotations], dtype=bool)
+        crowd = np.array([bool(entry.get("iscrowd")) and not entry.get("difficult") for entry in annotations])
         boxes = np.array([annotation["bbox"] for annotation in annotations], dtype=np.float64)
         # [G]: the IoU with objects; for crowd regions the share of the detection that lies inside
         overlap = mask.iou(np.array([result["bbox"]], dtype=np.float64), boxes, crowd.astype(np.uint8))[0]

@@ -8,21 +8,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
 from libra_det.checkpoint import load_checkpoint
 from libra_det.config import Config
-from libra_det.data.images import SUFFIXES, load_image, resize_and_pad
+from libra_det.data.images import SUFFIXES, load_image, pil_to_tensor, resize_and_pad
 from libra_det.draw import draw_boxes
 from libra_det.models import FasterRCNN, build_model
 from libra_det.run_folder import write_json
 from libra_det.structures import Batch
+
+DRAWN_BY = b"drawn by libra predict"
+"""JPEG comment of the pictures, by which a later call tells them from photos."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,10 @@ def predict_files(
 ) -> tuple[int, list[str]]:
     """Draw the detections of image files, and write them to OUTPUT/predictions.json.
 
-    The JSON lists entries {file_name, bbox [x, y, w, h] in pixels of the original image, category_id, category, score}.
+    The JSON lists entries {image_id, file_name, bbox [x, y, w, h] in pixels of the original image, category_id,
+    category, score}: image_id is the position of the image in `find_images`, from 1, and file_name its name there. It
+    is written also when the work is stopped half-way. Of what is in the output folder, only pictures of an earlier call
+    and predictions.json are written over.
 
     Args:
         inputs: image files, and folders that are searched for images, with their sub-folders.
@@ -119,30 +125,42 @@ def predict_files(
     output.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     failures: list[str] = []
-    taken: set[Path] = set()
-    for file, relative in tqdm(files, desc="predicting", unit="image", disable=None, dynamic_ncols=True):
-        try:
-            image = load_image(file)
-        except (OSError, ValueError) as error:
-            failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-            tqdm.write(f"libra: warning: {failures[-1]}")
-            continue
-        found = detector.predict(image, score_threshold)
-        boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
-        picture = _free_name(output / relative.with_suffix(".jpg"), taken)
-        picture.parent.mkdir(parents=True, exist_ok=True)
-        draw_boxes(to_picture(image), boxes, labels, found.names, scores).save(picture, quality=92)
-        for box, score, label in zip(boxes, scores, labels, strict=True):
-            category_id, name = detector.categories[label]
-            bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-            entry = {"file_name": str(file), "bbox": bbox, "category_id": category_id, "category": name, "score": score}
-            entries.append(entry)
-    write_json(output / "predictions.json", entries)
+    taken = {source.file.resolve() for source in files}
+    progress = tqdm(files, desc="predicting", unit="image", disable=None, dynamic_ncols=True)
+    try:
+        for image_id, (file, file_name, picture) in enumerate(progress, start=1):
+            try:
+                image = load_image(file)
+            except (OSError, ValueError) as error:
+                failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
+                tqdm.write(f"libra: warning: {failures[-1]}")
+                continue
+            found = detector.predict(image, score_threshold)
+            boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
+            target = _free_name(output / picture, taken)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            drawn = draw_boxes(to_picture(image), boxes, labels, found.names, scores)
+            drawn.save(target, quality=92, comment=DRAWN_BY)
+            for box, score, label in zip(boxes, scores, labels, strict=True):
+                category_id, category = detector.categories[label]
+                bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+                entry = {"image_id": image_id, "file_name": file_name, "bbox": bbox, "category_id": category_id}
+                entries.append({**entry, "category": category, "score": score})
+    finally:
+        write_json(output / "predictions.json", entries)
     return len(files) - len(failures), failures
 
 
-def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """(file, name under the output folder) of the given files and of all images in the given folders.
+class Source(NamedTuple):
+    """An image to predict."""
+
+    file: Path
+    file_name: str  # relative to the folder that was searched, or the file as it was given
+    picture: Path  # under the output folder
+
+
+def find_images(inputs: Sequence[Path]) -> list[Source]:
+    """The given files and, sorted, all images in the given folders but those that `predict_files` has drawn.
 
     Raises:
         FileNotFoundError: a folder or file is missing, or a folder holds no images.
@@ -150,14 +168,19 @@ def find_images(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
     files = []
     for path in inputs:
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+            found = [file for file in images if not _is_drawing(file)]
             if not found:
+                besides = " but pictures that libra predict has drawn" if images else ""
                 raise FileNotFoundError(
-                    f"{path}: no images in this folder; expected files ending in {', '.join(SUFFIXES)}"
+                    f"{path}: no images in this folder{besides}; expected files ending in {', '.join(SUFFIXES)}"
                 )
-            files += [(file, file.relative_to(path)) for file in found]
+            names = [file.relative_to(path) for file in found]
+            files += [
+                Source(file, name.as_posix(), name.with_suffix(".jpg")) for file, name in zip(found, names, strict=True)
+            ]
         elif path.exists():
-            files.append((path, Path(path.name)))
+            files.append(Source(path, str(path), Path(path.with_suffix(".jpg").name)))
         else:
             raise FileNotFoundError(f"{path}: no such image file or folder")
     return files
@@ -173,7 +196,7 @@ def _as_tensor(image: Any) -> Tensor:
     if isinstance(image, (str, Path)):
         return load_image(image)
     if isinstance(image, Image.Image):
-        return transforms.pil_to_tensor(ImageOps.exif_transpose(image).convert("RGB"))
+        return pil_to_tensor(image)
     if isinstance(image, Tensor):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or image.numel() == 0:
             raise ValueError(f"images: expected uint8 RGB [3, H, W], got {image.dtype} {list(image.shape)}")
@@ -185,10 +208,21 @@ def _as_tensor(image: Any) -> Tensor:
 
 
 def _free_name(file: Path, taken: set[Path]) -> Path:
-    """The name, or one with a number, where two inputs have pictures of one name."""
+    """The name, or one with a number where it belongs to an input, another picture, or a file that is not ours."""
     free, number = file, 2
-    while free in taken:
+    while free.resolve() in taken or (free.exists() and not _is_drawing(free)):
         free = file.with_name(f"{file.stem}-{number}{file.suffix}")
         number += 1
-    taken.add(free)
+    taken.add(free.resolve())
     return free
+
+
+def _is_drawing(file: Path) -> bool:
+    """True for a picture that `predict_files` has drawn."""
+    if file.suffix != ".jpg":
+        return False
+    try:
+        with Image.open(file) as image:
+            return image.info.get("comment") == DRAWN_BY
+    except Exception:  # whatever Pillow raises for a damaged file, which is not ours then
+        return False

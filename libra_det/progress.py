@@ -28,12 +28,15 @@ class Progress:
         run: the run folder.
         epochs, steps_per_epoch: of the whole run.
         first_step: number of steps that were done before.
+
+    Attributes:
+        evaluated: steps after which the log has an evaluation.
     """
 
     def __init__(self, run: Path, epochs: int, steps_per_epoch: int, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._log = _open_log(run / "log.jsonl", first_step)
+        self._log, self.evaluated = _open_log(run / "log.jsonl", first_step)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._bar: tqdm | None = None
@@ -92,6 +95,8 @@ class Progress:
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         for name, value in values.items():
+            if name.startswith("evaluation/"):
+                self.evaluated.add(step)
             if isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, step)
 
@@ -102,18 +107,25 @@ class Progress:
         self._board.close()
 
 
-def _open_log(file: Path, first_step: int) -> Any:
-    """The log, open for appending, without lines beyond `first_step` and without a line that was cut off."""
-    if file.exists():
-        kept = []
-        for line in file.read_text().splitlines():
-            try:
-                if json.loads(line)["step"] <= first_step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError, TypeError):  # the process was killed while it wrote this line
+def _open_log(file: Path, first_step: int) -> tuple[Any, set[int]]:
+    """The log, open for appending, without lines beyond `first_step` and without a line that was cut off.
+
+    Also the steps of the evaluations that it holds.
+    """
+    kept, evaluated = [], set()
+    for line in file.read_text().splitlines() if file.exists() else []:
+        try:
+            values = json.loads(line)
+            if values["step"] > first_step:
                 continue
+        except (ValueError, KeyError, TypeError):  # the process was killed while it wrote this line
+            continue
+        kept.append(line + "\n")
+        if any(name.startswith("evaluation/") for name in values):
+            evaluated.add(values["step"])
+    if file.exists():
         write_text(file, "".join(kept))
-    return open(file, "a")
+    return open(file, "a"), evaluated
 
 
 def _is_terminal() -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from libra_det.metrics import Metrics
 
@@ -26,9 +27,9 @@ _MEANING = {
 
 
 def print_metrics(metrics: Metrics, title: str, console: Console | None = None) -> None:
-    """COCO's twelve numbers, and a line for each class."""
+    """COCO's twelve numbers, and a line for each class. Names are printed as they are, also `[red]` or `:cat:`."""
     console = console or Console()
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title, style="table.title"), title_justify="left")
     table.add_column("COCO")
     table.add_column("value", justify="right")
     table.add_column("of")
@@ -42,7 +43,8 @@ def print_metrics(metrics: Metrics, title: str, console: Console | None = None) 
         classes.add_column(column, justify="right")
     shown = {name: value for name, value in metrics.class_ap.items() if value >= 0 or len(metrics.class_ap) <= MANY}
     for name, value in shown.items():
-        classes.add_row(name, number(value), number(metrics.class_ap50[name]), number(metrics.class_voc_ap50[name]))
+        others = (number(values[name]) for values in (metrics.class_ap50, metrics.class_voc_ap50))
+        classes.add_row(Text(name), number(value), *others)
     console.print(classes)
     if len(shown) < len(metrics.class_ap):
         console.print(f"{len(metrics.class_ap) - len(shown)} classes have no objects in these images and are not shown")

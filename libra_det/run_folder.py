@@ -28,10 +28,7 @@ def new_run_folder(output: Path | None, recipe: str) -> Path:
         FileExistsError: `output` already holds a run.
     """
     if output is not None:
-        if holds_run(output):
-            raise FileExistsError(
-                f"--output {output}: already holds a run; add --resume to continue it, or choose another folder"
-            )
+        refuse_run(output)
         output.mkdir(parents=True, exist_ok=True)
         return output
     number = 1
@@ -44,8 +41,12 @@ def new_run_folder(output: Path | None, recipe: str) -> Path:
             number += 1
 
 
-def holds_run(folder: Path) -> bool:
-    return (folder / "config.json").exists() or (folder / "checkpoints").exists()
+def refuse_run(output: Path) -> None:
+    """Raises FileExistsError if `output` holds a run already."""
+    if (output / "config.json").exists() or (output / "checkpoints").exists():
+        raise FileExistsError(
+            f"--output {output}: already holds a run; add --resume to continue it, or choose another folder"
+        )
 
 
 def read_config(run: Path) -> Config:

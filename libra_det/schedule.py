@@ -7,6 +7,7 @@ from libra_det.config import TrainConfig
 ONE_CYCLE_RISE = 0.3  # share of the run that the one-cycle schedule rises
 ONE_CYCLE_START = 1 / 25  # where it starts, as a share of the peak
 ONE_CYCLE_END = 1e-5  # where it ends, as a share of the peak
+EARLY = 0.6  # a last step of the step schedule before this share of the run is unlikely to be meant
 
 
 def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float:
@@ -31,6 +32,18 @@ def learning_rate(config: TrainConfig, step: int, steps_per_epoch: int) -> float
     if step < config.warmup_steps:
         factor *= config.warmup_factor + (1 - config.warmup_factor) * step / config.warmup_steps
     return config.learning_rate * factor
+
+
+def schedule_warning(config: TrainConfig) -> str | None:
+    """What looks like a mistake: a run made longer whose learning rate still falls when the shorter one's would."""
+    if config.schedule != "step" or not config.step_epochs or max(config.step_epochs) >= EARLY * config.epochs:
+        return None
+    steps = " ".join(map(str, config.step_epochs))
+    return (
+        f"the learning rate falls for the last time after epoch {max(config.step_epochs)} of {config.epochs} "
+        f"(--step-epochs {steps}); for the published proportions "
+        f"give --step-epochs {config.epochs * 2 // 3} {config.epochs * 11 // 12}"
+    )
 
 
 def _one_cycle(progress: float) -> float:

@@ -7,15 +7,16 @@ computes the same as one that was never interrupted.
 from __future__ import annotations
 
 import math
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from libra_det.average import WeightAverage
 from libra_det.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -25,27 +26,12 @@ from libra_det.data.check import describe
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
+from libra_det.models.backbone import check_not_random
 from libra_det.progress import Progress
 from libra_det.run_folder import environment, write_json, write_text
-from libra_det.schedule import learning_rate
+from libra_det.schedule import learning_rate, schedule_warning
+from libra_det.step import CURES, NonFiniteLoss, Step, check_finite, gradient_norms
 from libra_det.structures import Batch
-
-
-class NonFiniteLoss(RuntimeError):
-    """A loss or the gradient became NaN or infinite; training has stopped without saving the weights."""
-
-
-@dataclass
-class _Step:
-    """What a step computed. On a GPU `values` is still under way until `ready` has happened."""
-
-    step: int  # of the whole run, from 1
-    file_names: list[str]
-    learning_rate: float
-    names: list[str]  # of the losses
-    values: Tensor  # float32 on the CPU: the losses, the gradient's norm, and where measured that of each loss
-    ready: torch.cuda.Event | None
-    time: float  # when it was computed, or handed to the GPU
 
 
 class Trainer:
@@ -60,16 +46,21 @@ class Trainer:
 
     def __init__(self, config: Config, run: Path, device: torch.device, checkpoint: Checkpoint | None = None) -> None:
         self.config, self.run, self.device = config, run, device
+        if checkpoint is None:
+            check_not_random(config.model.norm, config.model.frozen_stages, config.model.backbone_weights)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         train_annotations = load_annotations(config.data, config.data.train_split)
-        eval_annotations = load_annotations(config.data, config.data.eval_split)
+        eval_annotations = load_annotations(config.data, config.data.eval_split, train_annotations.categories)
         self.categories = [(category.id, category.name) for category in train_annotations.categories]
         category_ids(self.categories, eval_annotations)  # an error now is better than one after training
         self.dataset = DetectionDataset(train_annotations, config.data, training=True, seed=config.train.seed)
         self.eval_dataset = DetectionDataset(eval_annotations, config.data, training=False, seed=config.train.seed)
         self.steps_per_epoch = self.dataset.steps_per_epoch
         _print_data(self.dataset, self.eval_dataset)
+        warning = schedule_warning(config.train)
+        if warning:
+            print(f"libra: warning: {warning}", file=sys.stderr)
 
         torch.manual_seed(config.train.seed)
         start = config.model if checkpoint is None else replace(config.model, backbone_weights=None)
@@ -97,30 +88,31 @@ class Trainer:
         Raises:
             Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
             NonFiniteLoss: RUN/non_finite.json names the images.
+            OSError, ValueError: an image could not be read; a checkpoint was written.
         """
         write_text(self.run / "config.json", self.config.to_json() + "\n")
         write_json(self.run / "environment.json", environment(str(self.device)))
         first_step = self.epoch * self.steps_per_epoch + self.step
-        evaluation = None
         with closing(Progress(self.run, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
             while self.epoch < self.config.train.epochs:
+                # Before an epoch, not after one: a run that was stopped in between makes up for it.
+                if self._evaluation_is_due():
+                    self._evaluate()
                 self._train_epoch()
-                every = self.config.train.eval_every
-                if every and self.epoch % every == 0 and self.epoch < self.config.train.epochs:
-                    evaluation = self._evaluate()
             evaluation = self._evaluate()
         draw_pictures(self.eval_dataset.annotations, evaluation.results, self.run / "pictures")
         return evaluation
 
     def _train_epoch(self) -> None:
-        """The rest of an epoch, and its checkpoint. An interrupt ends it early."""
+        """The rest of an epoch, and its checkpoint. An interrupt, or an image that cannot be read, ends it early."""
         start = time.perf_counter()
         self.model.train()
         with Interruptible() as interrupt:
             self.progress.start_epoch(self.epoch, self.step)
-            before: _Step | None = None
+            before: Step | None = None
             loader = make_loader(self.dataset, epoch=self.epoch, start_step=self.step, device=self.device)
-            for batch in _until(interrupt, loader):
+            batches = _Batches(loader, interrupt)
+            for batch in batches:
                 current = self._train_step(batch.to(self.device))
                 self.step += 1
                 # A GPU computes this step while the numbers of the one before are read.
@@ -132,14 +124,23 @@ class Trainer:
             if before is not None:
                 self._read(before)
             self.progress.end_epoch()
-            if interrupt.signal_number is None or self.step == self.steps_per_epoch:
+            if batches.error is not None and self.epoch == self.step == 0:  # nothing is lost
+                raise batches.error
+            if self.step == self.steps_per_epoch:
                 self.epoch, self.step = self.epoch + 1, 0
             self.seconds += time.perf_counter() - start
             file = self._save()
+        if batches.error is not None:
+            print(
+                f"libra: {file} holds all that was learned; when what follows is mended, continue with: "
+                f"libra train --output {self.run} --resume",
+                file=sys.stderr,
+            )
+            raise batches.error
         if interrupt.signal_number is not None:
             raise Interrupted(file, interrupt.signal_number)
 
-    def _train_step(self, batch: Batch) -> _Step:
+    def _train_step(self, batch: Batch) -> Step:
         train = self.config.train
         step = self.epoch * self.steps_per_epoch + self.step  # from 0
         torch.manual_seed(_mixed(train.seed, step))
@@ -160,67 +161,52 @@ class Trainer:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        return Step.of(step + 1, batch.file_names, rate, losses, norm, norms)
 
-        numbers = torch.stack([*values, norm, *norms]).detach().float()
-        ready = None
-        if self.device.type == "cuda":
-            numbers = numbers.to("cpu", non_blocking=True)
-            ready = torch.cuda.Event()
-            ready.record()
-        return _Step(step + 1, batch.file_names, rate, list(losses), numbers, ready, time.perf_counter())
-
-    def _read(self, done: _Step) -> None:
+    def _read(self, done: Step) -> None:
         """Check, show and log a step."""
-        if done.ready is not None:
-            done.ready.synchronize()
-        numbers = done.values.tolist()
-        count = len(done.names)
-        losses, norm, norms = dict(zip(done.names, numbers, strict=False)), numbers[count], numbers[count + 1 :]
-        if not all(map(math.isfinite, numbers[: count + 1])):
-            self._stop_non_finite(done, losses, norm)
-        total = sum(losses.values())
-        self.progress.step(done.step, len(done.file_names), total, done.learning_rate)
+        numbers = done.read()
+        check_finite(done, numbers, self.run)
+        self.progress.step(done.step, len(done.file_names), numbers.total, done.learning_rate)
         last = self.steps_per_epoch * self.config.train.epochs
         every = self.config.train.log_every
-        if norms or (every and done.step % every == 0) or done.step in (1, last):
+        if numbers.loss_norms or (every and done.step % every == 0) or done.step in (1, last):
             values: dict[str, Any] = {
                 "epoch": (done.step - 1) // self.steps_per_epoch + 1,
                 "learning_rate": done.learning_rate,
-                **{f"loss/{name}": value for name, value in losses.items()},
-                "loss/total": total,
-                **{f"loss_share/{name}": share for name, share in _shares(losses).items()},
-                **{f"gradient_share/{k}": v for k, v in _shares(dict(zip(losses, norms, strict=False))).items()},
-                "gradient_norm": norm,
+                **numbers.scalars(),
                 "images_per_second": round(self.progress.images_per_second(done.time), 3),
             }
             if self.device.type == "cuda":
                 values["max_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
             self.progress.record(done.step, values)
 
-    def _stop_non_finite(self, done: _Step, losses: dict[str, float], norm: float) -> None:
-        file = self.run / "non_finite.json"
-        facts = {"step": done.step, "file_names": done.file_names, "learning_rate": done.learning_rate}
-        write_json(file, {**facts, "losses": {k: str(v) for k, v in losses.items()}, "gradient_norm": str(norm)})
-        culprits = [name for name, value in losses.items() if not math.isfinite(value)] or ["the gradient"]
-        raise NonFiniteLoss(
-            f"step {done.step}: {', '.join(culprits)} became NaN or infinite; no weights were saved. "
-            f"{file} lists the images of this step. Usual cures: a lower --learning-rate, more --warmup-steps, "
-            "--gradient-clip 10, and a look at the annotations with `libra check`"
-        )
+    def _evaluation_is_due(self) -> bool:
+        """The run is between two epochs, of which the first asks for an evaluation that the log does not have."""
+        every = self.config.train.eval_every
+        asked = every > 0 and self.epoch > 0 and self.step == 0 and self.epoch % every == 0
+        return asked and self.epoch * self.steps_per_epoch not in self.progress.evaluated
 
     def _evaluate(self) -> Evaluation:
         evaluation = evaluate(self.evaluated_model, self.eval_dataset, self.device, self.categories)
         write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
         numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
         numbers["evaluation/voc_ap50"] = evaluation.metrics.voc_ap50
-        self.progress.record(self.epoch * self.steps_per_epoch, {"epoch": self.epoch, **numbers})
+        step = self.epoch * self.steps_per_epoch
+        if step not in self.progress.evaluated:  # a finished run that is resumed has it in its log
+            self.progress.record(step, {"epoch": self.epoch, **numbers})
         return evaluation
 
     def _save(self) -> Path:
+        weights = self.model.state_dict()
+        broken = [name for name, value in weights.items() if not value.isfinite().all()]
+        if broken:  # the last update did it: no loss has been computed with these weights
+            step = self.epoch * self.steps_per_epoch + self.step
+            raise NonFiniteLoss(f"step {step}: {broken[0]} became NaN or infinite; no weights were saved. {CURES}")
         checkpoint = Checkpoint(
             config=self.config,
             categories=self.categories,
-            model=self.model.state_dict(),
+            model=weights,
             ema=None if self.average is None else self.average.module.state_dict(),
             optimizer=self.optimizer.state_dict(),
             epoch=self.epoch,
@@ -235,10 +221,10 @@ class Trainer:
             raise ValueError(
                 f"--resume: the run has the categories {checkpoint.categories}, the data {self.categories}"
             )
-        if checkpoint.step and checkpoint.steps_per_epoch != self.steps_per_epoch:
+        if checkpoint.steps_per_epoch != self.steps_per_epoch:
             raise ValueError(
-                f"--resume: the run stopped within an epoch of {checkpoint.steps_per_epoch} steps, which now has "
-                f"{self.steps_per_epoch}; continue with the batch size and the data that it had"
+                f"--resume: the run has epochs of {checkpoint.steps_per_epoch} steps, which now have "
+                f"{self.steps_per_epoch}; continue with the batch size and the data that it had, or start a new run"
             )
         self.model.load_state_dict(checkpoint.model)
         self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -259,7 +245,8 @@ def resume(run: Path, device: torch.device, config: Config | None = None) -> Tra
         config: the run's configuration with changes, such as more epochs; None: as it was.
 
     Raises:
-        ValueError: the model was changed, which its weights would not fit.
+        ValueError: the model was changed, which its weights would not fit; or the length of an epoch (by another
+            batch size or other data), which steps, schedule and log are counted in.
     """
     checkpoint = load_checkpoint(run)
     config = config or checkpoint.config
@@ -273,33 +260,22 @@ def resume(run: Path, device: torch.device, config: Config | None = None) -> Tra
     return Trainer(config, run, device, checkpoint)
 
 
-def gradient_norms(losses: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
-    """Norm of each loss's gradient with respect to the maps that all share; 0 for a loss that does not reach them.
+class _Batches:
+    """The loader's batches until there are no more, or one cannot be had; `error` tells then why.
 
-    Args:
-        losses: scalars, whose graph is kept.
-        features: the pyramid's maps [B, C, H_l, W_l].
+    A terminal's Ctrl-C may end the loader's worker processes as well, which is no error.
     """
-    norms = []
-    for loss in losses:
-        gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-        used = [gradient.float() for gradient in gradients if gradient is not None]
-        norms.append(torch.nn.utils.get_total_norm(used) if used else torch.zeros_like(loss))
-    return norms
 
+    def __init__(self, loader: Any, interrupt: Interruptible) -> None:
+        self.loader, self.interrupt = loader, interrupt
+        self.error: Exception | None = None
 
-def _shares(values: dict[str, float]) -> dict[str, float]:
-    total = sum(values.values())
-    return {name: value / total if total > 0 else 0.0 for name, value in values.items()}
-
-
-def _until(interrupt: Interruptible, loader: Any) -> Any:
-    """The loader's batches. A terminal's Ctrl-C may end its worker processes as well, which is then no error."""
-    try:
-        yield from loader
-    except RuntimeError:
-        if interrupt.signal_number is None:
-            raise
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            yield from self.loader
+        except Exception as error:
+            if self.interrupt.signal_number is None:
+                self.error = error
 
 
 def _mixed(seed: int, step: int) -> int:

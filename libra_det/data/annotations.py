@@ -23,6 +23,7 @@ Understood are
   Pascal VOC     Annotations/*.xml, JPEGImages/ and ImageSets/Main/<split>.txt, in the folder or in one folder below
 Files of other names: train_annotations, eval_annotations and image_folder; other splits: train_split and eval_split."""
 
+_SAMPLED_IMAGES = 20  # that are looked for in the folders where images may be
 _SPLIT_NAMES = {"val": ("val", "valid", "validation")}
 
 
@@ -82,7 +83,11 @@ def _find(config: DataConfig, split: str) -> _Source:
         )
     if not sources:
         looked_for = "".join(f"\n  {file}" for file in _coco_candidates(folder, split) + _voc_candidates(folder, split))
-        raise FileNotFoundError(f"{config.data}: no annotations of split {split!r}; looked for{looked_for}\n{LAYOUTS}")
+        others = [name for name in ("train", "val", "test") if _in_folder(folder, name)]
+        raise FileNotFoundError(
+            f"{config.data}: no annotations of split {split!r}{_hint(config, split, others)}; looked for{looked_for}\n"
+            f"{LAYOUTS}"
+        )
     if len(sources) > 1 and sources[0].voc_root is not None:
         folders = ", ".join(str(source.voc_root) for source in sources)
         raise ValueError(
@@ -91,14 +96,26 @@ def _find(config: DataConfig, split: str) -> _Source:
     return sources[0]
 
 
+def _hint(config: DataConfig, split: str, others: list[str]) -> str:
+    """How to take a split that is there in place of one that is not."""
+    if not others:
+        return ""
+    there = f"; there is {', '.join(others)}: "
+    if split == config.train_split != config.eval_split:
+        return f"{there}--train-split {others[0]} trains on it"
+    return f"{there}--eval-split {others[-1]} evaluates on it (for `libra eval`: --split {others[-1]})"
+
+
 def _sources(config: DataConfig, split: str) -> list[_Source]:
     """Where the split is, COCO JSON before VOC; more than one where the folder has several."""
     explicit = _explicit_file(config, split)
     if explicit is not None:
         return [_Source(explicit, None)]
     folder = _folder(config)
-    if folder is None:
-        return []
+    return [] if folder is None else _in_folder(folder, split)
+
+
+def _in_folder(folder: Path, split: str) -> list[_Source]:
     found = [_Source(file, None) for file in _coco_candidates(folder, split) if file.is_file()]
     return found or [_Source(file, file.parents[2]) for file in _voc_candidates(folder, split) if file.is_file()]
 
@@ -152,7 +169,7 @@ def _voc_candidates(folder: Path, split: str) -> list[Path]:
 
 
 def _image_folder(config: DataConfig, file: Path, content: dict[str, Any]) -> Path:
-    """The folder that file names are relative to: the first in which the first image is."""
+    """The folder that file names are relative to: the one that holds most of some images, the first of such."""
     folder = _folder(config)
     bases = [file.parent] if folder is None else [folder, file.parent]
     if config.image_folder is not None:
@@ -163,9 +180,10 @@ def _image_folder(config: DataConfig, file: Path, content: dict[str, Any]) -> Pa
     else:
         split = file.stem.removeprefix("instances_")
         candidates = [base / part for base in bases for part in ("", split, "images", f"images/{split}")]
-    first = content["images"][0].get("file_name")
-    found = (folder for folder in candidates if isinstance(first, str) and (folder / first).is_file())
-    return next(found, candidates[0])
+    entries = content["images"]
+    sampled = [entry.get("file_name") for entry in entries[:: -(-len(entries) // _SAMPLED_IMAGES)]]
+    names = [name for name in sampled if isinstance(name, str)]
+    return max(candidates, key=lambda folder: sum((folder / name).is_file() for name in names))
 
 
 def _training_categories(config: DataConfig) -> tuple[Category, ...] | None:

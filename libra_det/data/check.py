@@ -12,7 +12,7 @@ from tqdm import tqdm
 from libra_det.config import DataConfig
 from libra_det.data.annotations import find_splits, load_annotations
 from libra_det.data.images import annotated_as_stored, image_header, load_image
-from libra_det.data.problems import Problems, error_list
+from libra_det.data.problems import AnnotationError, Problems
 from libra_det.data.records import Annotations, ImageRecord
 
 _HEADER_LIMIT = 5000  # images whose headers are read before training: a second or two
@@ -54,7 +54,7 @@ def check_data(config: DataConfig) -> str:
         try:
             annotations = load_annotations(config, split, categories)
         except ValueError as error:
-            errors.append(str(error))
+            errors += error.errors if isinstance(error, AnnotationError) else [str(error)]
             continue
         if split == config.train_split:
             categories = annotations.categories
@@ -66,7 +66,7 @@ def check_data(config: DataConfig) -> str:
         if problems.summary():
             report.append("handled:\n" + _indented(problems.summary()))
     if errors:
-        report.append(f"{len(errors)} to be mended before training:\n{_indented(error_list(errors))}")
+        report.append(f"{len(errors)} to be mended before training:\n" + _indented("\n".join(errors)))
         raise ValueError("\n".join(report))
     report.append("All images can be loaded.")
     return "\n".join(report)
@@ -77,18 +77,19 @@ def describe(annotations: Annotations) -> str:
     images = annotations.images
     labels = torch.cat([image.labels for image in images])
     crowd = torch.cat([image.crowd for image in images])
+    wanted = torch.cat([image.wanted for image in images])
     areas = torch.cat([image.areas for image in images])
     counts = torch.tensor([len(image.boxes) for image in images])
     image_index = torch.repeat_interleave(torch.arange(len(images)), counts)  # of each object
     widths, heights = [image.width for image in images], [image.height for image in images]
     lines = [
         f"{annotations.name}: {len(images)} images of {min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}, "
-        f"{int((~crowd).sum())} objects of {len(annotations.categories)} classes, {int(crowd.sum())} crowds; "
+        f"{int(wanted.sum())} objects of {len(annotations.categories)} classes, {int(crowd.sum())} crowds; "
         f"{int((counts == 0).sum())} images are empty, at most {int(counts.max())} objects in one"
     ]
     rows = [("class", "objects", "images", "small", "medium", "large")]
     for label, category in enumerate(annotations.categories):
-        own = (labels == label) & ~crowd
+        own = (labels == label) & wanted
         if not own.any() and len(annotations.categories) > 30:
             continue  # a few photos of COCO need no eighty lines
         small, large = own & (areas < _SMALL), own & (areas > _LARGE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def read_coco(
             problems.add("unknown_image", f"{file}: annotation {entry['id']} is of image {entry['image_id']}")
             continue
         area = entry.get("area")
-        crowd = bool(entry.get("iscrowd", 0))
+        crowd = bool(entry.get("iscrowd"))
         area = float(area) if _is_number(area) else math.nan
         rows.append(
             (entry["id"], image_index[entry["image_id"]], labels[entry["category_id"]], entry["bbox"], area, crowd)
@@ -91,6 +92,7 @@ def read_coco(
         np.array(bbox, dtype=np.float64).reshape(-1, 4),
         np.array(areas, dtype=np.float64),
         np.array(crowd, dtype=bool),
+        np.zeros(len(rows), dtype=bool),
     )
     return assemble(
         name,
@@ -180,7 +182,7 @@ def _annotation_mistake(entry: dict[str, Any]) -> str | None:
     bbox = entry.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
         return f"expected a bbox of 4 numbers (left, top, width, height), got {bbox!r}"
-    if entry.get("iscrowd", 0) not in (0, 1):
+    if entry.get("iscrowd") not in (None, 0, 1):
         return f"expected iscrowd 0 or 1, got {entry['iscrowd']!r}"
     return None
 
@@ -209,7 +211,10 @@ def _is_integer(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """True for NaN and infinity as well, but not for an integer that no float64 holds."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _name(value: Any) -> str:

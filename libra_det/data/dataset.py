@@ -5,8 +5,10 @@ B images of a batch, G target slots, H x W pixels of the padded images. Boxes ar
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +43,7 @@ class DetectionDataset(Dataset[Sample]):
         annotations: what `load_annotations` gave.
         config: sizes, augmentation, batch size and workers.
         training: augment, shuffle, and leave out images without objects if `skip_empty`; an image with only crowd
-            regions has nothing to find and counts as one without.
+            regions and difficult objects has nothing to find and counts as one without.
         seed: with the epoch and the index of an image it decides every random choice.
 
     `problems` counts what was handled in the annotations and, in data sets of up to 5000 images, what will be in the
@@ -66,7 +68,7 @@ class DetectionDataset(Dataset[Sample]):
         self.problems = Problems()
         self.problems.extend(annotations.problems)
         check_files(self.images, self.problems)
-        most = max(len(image.boxes) for image in self.images)
+        most = max(int((~image.difficult).sum()) for image in self.images)
         self.target_slots = max(1, -(-most // _SLOT_MULTIPLE)) * _SLOT_MULTIPLE
         self._cache: ImageCache | None = None
         if training and config.cache_mb > 0:
@@ -106,7 +108,7 @@ class DetectionDataset(Dataset[Sample]):
         return np.random.default_rng([self.seed, epoch, len(self.images)]).permutation(len(self.images)).tolist()
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """B samples -> a batch with `target_slots` slots for each image."""
+        """B samples -> a batch with `target_slots` slots for each image. Difficult objects get none."""
         images, sizes = pad([sample.image for sample in samples], self.config.size_divisor)
         batch, slots = len(samples), self.target_slots
         boxes = torch.zeros(batch, slots, 4)
@@ -114,11 +116,12 @@ class DetectionDataset(Dataset[Sample]):
         valid = torch.zeros(batch, slots, dtype=torch.bool)  # an object to be found
         crowd = torch.zeros(batch, slots, dtype=torch.bool)  # a region of many objects
         for position, (_, sample_boxes, record) in enumerate(samples):
-            count = len(sample_boxes)
-            boxes[position, :count] = sample_boxes
-            labels[position, :count] = record.labels
-            valid[position, :count] = ~record.crowd
-            crowd[position, :count] = record.crowd
+            kept = ~record.difficult  # [G]
+            count = int(kept.sum())
+            boxes[position, :count] = sample_boxes[kept]
+            labels[position, :count] = record.labels[kept]
+            valid[position, :count] = record.wanted[kept]
+            crowd[position, :count] = record.crowd[kept]
         records = [sample.record for sample in samples]
         original_sizes = torch.tensor([[record.height, record.width] for record in records], dtype=torch.float32)
         targets = Targets(boxes, labels, valid, crowd)
@@ -144,7 +147,7 @@ class DetectionDataset(Dataset[Sample]):
         return resize(load_image(record.file, annotated_size=annotated_size, smallest=size), *size)
 
 
-class _Epoch(Dataset[Sample]):
+class _Epoch(Dataset[Sample | Exception]):
     """A data set as it is seen in one epoch."""
 
     def __init__(self, dataset: DetectionDataset, epoch: int) -> None:
@@ -154,8 +157,26 @@ class _Epoch(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> Sample:
-        return self.dataset.sample(index, self.epoch)
+    def __getitem__(self, index: int) -> Sample | Exception:
+        """The sample, or why it cannot be loaded: torch would wrap a raised error in the traceback of its worker."""
+        try:
+            return self.dataset.sample(index, self.epoch)
+        except (OSError, ValueError) as error:
+            return error
+
+    def collate(self, samples: list[Sample | Exception]) -> Batch | Exception:
+        errors = (sample for sample in samples if isinstance(sample, Exception))
+        return next(errors, None) or self.dataset.collate(samples)
+
+
+class _Loader(DataLoader[Batch]):
+    """Raises in this process, and as it is, the error that a worker met."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in super().__iter__():
+            if isinstance(batch, Exception):
+                raise batch
+            yield batch
 
 
 def make_loader(
@@ -171,7 +192,8 @@ def make_loader(
         device: where the batches will go; for CUDA they come in page-locked memory.
 
     Returns:
-        a loader of `structures.Batch`; its length is `dataset.steps_per_epoch - start_step`.
+        a loader of `structures.Batch`; its length is `dataset.steps_per_epoch - start_step`. Reading from it raises
+        what `load_image` raises for a file that is missing or damaged.
     """
     steps, size = dataset.steps_per_epoch, dataset.config.batch_size
     if not 0 <= start_step <= steps:
@@ -179,19 +201,25 @@ def make_loader(
     order = dataset.order(epoch)
     batches = [order[step * size : (step + 1) * size] for step in range(start_step, steps)]
     workers = min(dataset.config.workers, len(batches))
-    return DataLoader(
-        _Epoch(dataset, epoch),
+    samples = _Epoch(dataset, epoch)
+    return _Loader(
+        samples,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=dataset.collate,
+        collate_fn=samples.collate,
         pin_memory=torch.device(device).type == "cuda",
-        worker_init_fn=_ignore_interrupt,
+        worker_init_fn=_set_signals,
         # Forked workers start in milliseconds and share the image cache.
         multiprocessing_context="fork" if workers and sys.platform == "linux" else None,
         generator=torch.Generator().manual_seed(dataset.seed),
     )
 
 
-def _ignore_interrupt(worker: int) -> None:
-    """Ctrl-C is for the training process, which ends its workers."""
+def _set_signals(worker: int) -> None:
+    """Ctrl-C is for the training process, which ends its workers; SIGTERM ends this one, but not as an error.
+
+    A job scheduler sends it to all processes at once. torch would raise an error about this one in the middle of the
+    training step that is to be finished and saved.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

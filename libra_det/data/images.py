@@ -81,13 +81,17 @@ def load_image(
         if smallest is not None and header.kind is None and image.format == "JPEG":
             width, height = smallest[::-1] if turn and header.orientation in _TRANSPOSING else smallest
             image.draft(None, (2 * width, 2 * height))
-        try:
-            image.load()
-            return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
-        except _UNREADABLE as error:
-            raise ValueError(
-                f"{file}: cannot be decoded ({error}); replace the file or take it out of the annotations"
-            ) from error
+        return _decode(image, turn, f"{file}", "replace the file or take it out of the annotations")
+
+
+def pil_to_tensor(image: Image.Image) -> Tensor:
+    """What `load_image` makes of a file, of an opened PIL image: uint8 [3, H, W].
+
+    Raises:
+        ValueError: if its file is damaged.
+    """
+    name = getattr(image, "filename", "") or f"PIL image of {image.width}x{image.height}"
+    return _decode(image, _header(image).orientation != 1, name, "replace the file")
 
 
 def annotated_as_stored(file: Path, header: ImageHeader, annotated_size: tuple[int, int]) -> bool:
@@ -188,6 +192,15 @@ def _color_kind(mode: str) -> str | None:
     if mode.startswith("I"):
         return "high_depth"
     return "alpha" if mode in ("LA", "La", "RGBA", "RGBa", "RGBX") else "other_colors"
+
+
+def _decode(image: Image.Image, turn: bool, name: str, advice: str) -> Tensor:
+    """uint8 [3, H, W], turned as the EXIF data says if `turn`; `name` and `advice` are for the error."""
+    try:
+        image.load()
+        return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
+    except _UNREADABLE as error:
+        raise ValueError(f"{name}: cannot be decoded ({error}); {advice}") from error
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

@@ -12,6 +12,7 @@ KINDS = {
     "not_finite": "boxes hold NaN or infinity: left out",
     "unknown_image": "annotations belong to images that are not listed: left out",
     "category_by_name": "categories have another id than in the training split: matched by name",
+    "difficult": "objects are marked difficult: not trained on, and neither right nor wrong in evaluation",
     "no_objects": "images have no objects: not trained on unless skip_empty is off, always evaluated",
     "grayscale": "images are grayscale: the channel is repeated",
     "alpha": "images have an alpha channel: ignored",
@@ -24,6 +25,16 @@ KINDS = {
 """Kinds of handled problems: what is counted and what is done about it."""
 
 _SHOWN_ERRORS = 10
+
+
+class AnnotationError(ValueError):
+    """Mistakes that cannot be handled. The message shows the first ones; `errors` holds all of them."""
+
+    def __init__(self, errors: Iterable[str]) -> None:
+        self.errors = list(errors)
+        more = len(self.errors) - _SHOWN_ERRORS
+        rest = [f"... and {more} more; `libra check` lists them all"] if more > 0 else []
+        super().__init__("\n".join(self.errors[:_SHOWN_ERRORS] + rest))
 
 
 class Problems:
@@ -52,9 +63,9 @@ class Problems:
         self.errors.extend(other.errors)
 
     def raise_errors(self) -> None:
-        """Raises one ValueError that lists the errors, if there are any."""
+        """Raises one AnnotationError for all errors, if there are any."""
         if self.errors:
-            raise ValueError(error_list(self.errors))
+            raise AnnotationError(self.errors)
 
     def summary(self) -> str:
         """One line for each kind of handled problem; an empty string if there was none."""
@@ -63,10 +74,3 @@ class Problems:
 
     def __bool__(self) -> bool:
         return bool(self.counts or self.errors)
-
-
-def error_list(errors: Iterable[str]) -> str:
-    """The first errors, one a line, and how many more there are."""
-    errors = list(errors)
-    more = len(errors) - _SHOWN_ERRORS
-    return "\n".join(errors[:_SHOWN_ERRORS] + ([f"... and {more} more errors of this kind"] if more > 0 else []))

@@ -46,13 +46,19 @@ class ImageRecord:
     height: int
     boxes: Tensor  # [G, 4] float32 xyxy, inside the image and with an area
     labels: Tensor  # [G] int64: position of the category in `Annotations.categories`
-    crowd: Tensor  # [G] bool: COCO's iscrowd, or VOC's difficult
+    crowd: Tensor  # [G] bool: COCO's iscrowd
+    difficult: Tensor  # [G] bool: VOC's difficult; training sees neither a target nor a crowd region there
     areas: Tensor  # [G] float32: the annotated area (of the mask, where there was one), else that of the box
 
     @property
+    def wanted(self) -> Tensor:
+        """[G] bool: objects to be found, which are neither crowd regions nor difficult."""
+        return ~(self.crowd | self.difficult)
+
+    @property
     def has_objects(self) -> bool:
-        """True if there is something to find: an object that is no crowd region."""
-        return bool((~self.crowd).any())
+        """True if there is something to find."""
+        return bool(self.wanted.any())
 
 
 class GroundTruth(NamedTuple):
@@ -64,6 +70,7 @@ class GroundTruth(NamedTuple):
     bbox: np.ndarray  # [A, 4] float64: left, top, width, height
     areas: np.ndarray  # [A] float64; NaN where none was given
     crowd: np.ndarray  # [A] bool
+    difficult: np.ndarray  # [A] bool
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,10 @@ class Annotations:
         """Ground truth for pycocotools, as a dict of COCO JSON.
 
         Gives the official evaluation of a COCO file: every annotation with its own bbox, area, iscrowd and image id,
-        also those that training leaves out; only boxes with NaN or infinity are missing. VOC objects marked difficult
-        are iscrowd. Annotation ids are shifted to begin at 1 where one is below, because pycocotools takes a match
-        with id 0 for none.
+        also those that training leaves out; only boxes with NaN or infinity are missing. COCO's numbers know nothing
+        of VOC's difficult objects: these have iscrowd 1, so that they need not be found, and difficult 1 for
+        `metrics.voc_average_precision`. Annotation ids are shifted to begin at 1 where one is below, because
+        pycocotools takes a match with id 0 for none.
         """
         truth = self.ground_truth
         shift = max(0, 1 - int(truth.ids.min(initial=1)))
@@ -104,9 +112,10 @@ class Annotations:
                     "category_id": self.categories[label].id,
                     "bbox": bbox,
                     "area": area if np.isfinite(area) else bbox[2] * bbox[3],
-                    "iscrowd": int(crowd),
+                    "iscrowd": int(crowd or difficult),
+                    **({"difficult": 1} if difficult else {}),
                 }
-                for annotation_id, index, label, bbox, area, crowd in columns
+                for annotation_id, index, label, bbox, area, crowd, difficult in columns
             ],
         }
 
@@ -130,7 +139,8 @@ def assemble(
         evaluate_unusable: keep finite boxes that training leaves out in the ground truth for evaluation.
     """
     left, top, box_width, box_height = truth.bbox.T
-    boxes = np.stack([left, top, left + box_width, top + box_height], axis=1)  # [A, 4] xyxy
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum beyond float64 is infinite, and counted as such below
+        boxes = np.stack([left, top, left + box_width, top + box_height], axis=1)  # [A, 4] xyxy
     sizes = np.array([(image.width, image.height) for image in images], dtype=np.float64).reshape(-1, 2)
     limits = np.tile(sizes[truth.image_index], 2)  # [A, 4]: width, height, width, height
 
@@ -152,15 +162,11 @@ def assemble(
     areas = np.where(np.isfinite(truth.areas), truth.areas, box_areas)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(truth.image_index[rows], kind="stable")]
-    columns = (clipped.astype(np.float32), truth.labels, truth.crowd, areas.astype(np.float32))
+    areas = areas.clip(max=np.finfo(np.float32).max).astype(np.float32)
+    columns = (clipped.astype(np.float32), truth.labels, truth.crowd, truth.difficult, areas)
     ends = np.bincount(truth.image_index[rows], minlength=len(images)).cumsum()
-    boxes_by_image, labels, crowd, areas_by_image = (
-        [torch.from_numpy(part) for part in np.split(column[rows], ends[:-1])] for column in columns
-    )
-    records = [
-        ImageRecord(*image, *objects)
-        for image, *objects in zip(images, boxes_by_image, labels, crowd, areas_by_image, strict=True)
-    ]
+    by_image = ([torch.from_numpy(part) for part in np.split(column[rows], ends[:-1])] for column in columns)
+    records = [ImageRecord(*image, *objects) for image, *objects in zip(images, *by_image, strict=True)]
     empty = [record.file_name for record in records if not record.has_objects]
     if empty:
         problems.add("no_objects", empty[0], len(empty))

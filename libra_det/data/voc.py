@@ -27,8 +27,8 @@ def read_voc(root: Path, split_file: Path, name: str, categories: Sequence[Categ
 
     VOC counts pixels from 1 and includes the last: xmin, ymin, xmax, ymax become xyxy (xmin - 1, ymin - 1, xmax, ymax).
     A box whose corners are one pixel (xmax = xmin or ymax = ymin) is a stray click and counts as one without area.
-    Objects marked difficult become crowds: never negative in training, ignored in evaluation. Image ids are the
-    positions in the split file, from 1.
+    Objects marked difficult are left out of training, as if they had not been annotated; in evaluation they need not be
+    found, and a detection of one is neither right nor wrong. Image ids are the positions in the split file, from 1.
 
     Args:
         root: the folder with Annotations/ and JPEGImages/.
@@ -77,12 +77,16 @@ def read_voc(root: Path, split_file: Path, name: str, categories: Sequence[Categ
             )
     problems.raise_errors()
 
+    difficult = [item for _, item in objects if item.difficult]
+    if difficult:
+        problems.add("difficult", difficult[0].where, len(difficult))
     truth = GroundTruth(
         np.arange(1, len(objects) + 1, dtype=np.int64),
         np.array([index for index, _ in objects], dtype=np.int64),
         np.array([labels[item.name] for _, item in objects], dtype=np.int64),
         np.array([item.bbox for _, item in objects], dtype=np.float64).reshape(-1, 4),
         np.full(len(objects), math.nan),
+        np.zeros(len(objects), dtype=bool),
         np.array([item.difficult for _, item in objects], dtype=bool),
     )
     return assemble(

@@ -91,13 +91,37 @@ class Backbone(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Normalised images [B, 3, H, W] -> maps [B, C_l, ceil(H / s), ceil(W / s)] with strides s = 4, 8, 16, 32."""
+        """Normalised images [B, 3, H, W] -> maps [B, C_l, ceil(H / s), ceil(W / s)] with strides s = 4, 8, 16, 32.
+
+        Raises:
+            ValueError: in training, if batch_norm has a single value to take statistics from in the last map.
+        """
+        trains_statistics = self.layer4.training and type(self.bn1) is nn.BatchNorm2d
+        if trains_statistics and len(images) == 1 and max(images.shape[2:]) <= 32:
+            raise ValueError(
+                f"norm: batch_norm cannot train on one image of {images.shape[2]} x {images.shape[3]} pixels, whose "
+                "last map has a single cell; use --norm group_norm, larger images (--short-side) or more (--batch-size)"
+            )
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             x = layer(x)
             maps.append(x)
         return maps
+
+
+def check_not_random(norm: str, frozen_stages: int, weights: str | None) -> None:
+    """Before training begins: parts of the backbone that will not change have to come from somewhere.
+
+    Raises:
+        ValueError: without weights, frozen stages or statistics would stay random.
+    """
+    if weights is None and (norm == "frozen_batch_norm" or frozen_stages >= 0):
+        raise ValueError(
+            f"backbone_weights: expected weights with norm {norm} and frozen_stages {frozen_stages}, which would keep "
+            "a random backbone as it is; give --backbone-weights DEFAULT (or a file), or train all of it from random "
+            "initialisation: --norm group_norm --frozen-stages -1"
+        )
 
 
 def load_backbone_weights(backbone: Backbone, name: str, weights: str) -> None:
@@ -171,5 +195,5 @@ def _download(name: str, weights: str) -> dict[str, Tensor]:
     except (URLError, OSError) as error:
         raise ConnectionError(
             f"backbone_weights: {choices[weights].url} could not be downloaded ({error}); download it elsewhere "
-            "and give the file: --model.backbone-weights FILE.pth"
+            "and give the file: --backbone-weights FILE.pth"
         ) from error

@@ -38,7 +38,8 @@ def multiscale_roi_align(
 
     Args:
         features: maps [B, C, H_l, W_l], finest first.
-        boxes: [B, S, 4] float32 xyxy in pixels of the padded images.
+        boxes: [B, S, 4] float32 xyxy in pixels of the padded images. One that is not finite, as an annotation may be,
+            is pooled as a point at the origin: what comes of it is ignored, but may not turn gradients into NaN.
         strides: pixels per feature cell of each map.
         output_size: cells along a side of the output, P.
         sampling_ratio: points per cell and axis; 0 takes about one per feature cell, as published models do.
@@ -47,6 +48,7 @@ def multiscale_roi_align(
     Returns:
         [B * S, C, P, P].
     """
+    boxes = boxes.masked_fill(~boxes.isfinite().all(-1, keepdim=True), 0.0)
     levels = roi_levels(boxes, finest_scale, len(features)).flatten()  # [R], R = B * S
     image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])  # [R]
     pool = _pool_by_gather if sampling_ratio > 0 else _pool_by_level

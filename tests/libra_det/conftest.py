@@ -53,7 +53,7 @@ def tiny_config(tiny_data: Path) -> Callable[..., Config]:
         model = ModelConfig(
             backbone="resnet18",
             norm="batch_norm",
-            frozen_stages=4,
+            frozen_stages=-1,
             fpn_channels=8,
             fc_channels=16,
             rpn_samples=16,

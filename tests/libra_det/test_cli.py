@@ -79,6 +79,7 @@ def test_help_and_package_import_no_torch():
         (["train", "--pyramid", "egyptian"], "egyptian"),
         (["eval", "nowhere"], "libra: error: nowhere: no such run folder or checkpoint file"),
         (["predict", "nowhere"], "libra: error: IMAGE|DIR: expected at least one"),
+        (["train", "--data", "nowhere", "--device", "cpu"], "libra: error: data: expected a folder"),
         (["check", "nowhere"], "libra: error: data: expected a folder"),
         (["fly"], "fly"),
     ],
@@ -129,8 +130,17 @@ def test_a_day_of_a_user(tiny_config, tiny_data, tmp_path, capsys, monkeypatch):
     assert "has recipe shapes" in capsys.readouterr().err
 
     assert run_cli("eval", run, "--split", "train", "--device", "cpu") == 0
-    numbers = json.loads((run / "evaluation" / "train" / "metrics.json").read_text())
+    numbers = json.loads((run / "evaluation" / "data-train" / "metrics.json").read_text())
     assert numbers["split"] == "train" and len(numbers["coco"]) == 12
+    annotations = ("--annotations", tiny_data / "train.json")
+    assert run_cli("eval", run / "checkpoints" / "epoch_0002.pt", *annotations, "--device", "cpu") == 0
+    assert {folder.name for folder in (run / "evaluation").iterdir()} == {"data-train", "data-val-train"}
+    checkpoint = tmp_path / "some" / "where" / "weights.pt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes((run / "checkpoints" / "epoch_0002.pt").read_bytes())
+    assert run_cli("eval", checkpoint, "--device", "cpu") == 0
+    assert (tmp_path / "evaluation" / "data-val" / "metrics.json").exists()  # in the current folder
+    assert list((tmp_path / "some").rglob("*")) == [checkpoint.parent, checkpoint]
 
     command = (
         "predict",
@@ -150,6 +160,10 @@ def test_a_day_of_a_user(tiny_config, tiny_data, tmp_path, capsys, monkeypatch):
 
     assert run_cli("check", tiny_data) == 0
     assert "8 images" in capsys.readouterr().out
+
+
+def test_commands_that_are_printed_can_be_pasted():
+    assert cli._resume_command(Path("my runs/a")) == "libra train --output 'my runs/a' --resume"
 
 
 def test_a_diverging_run_ends_with_1_and_names_the_images(tiny_config, tmp_path, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Evaluating a model: category ids of the data set, empty images, matching by name."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -78,6 +79,27 @@ def test_pictures_show_truth_beside_detections(dataset, tmp_path):
     evaluation = evaluate(Oracle(dataset), dataset, CPU, [(3, "red box"), (7, "green box")])
     files = draw_pictures(dataset.annotations, evaluation.results, tmp_path)
     assert len(files) == 3 and all(file.stat().st_size > 0 for file in files)
+
+
+def test_the_training_annotations_are_not_needed(tiny_config, tmp_path, tiny_data):
+    (tiny_data / "train.json").rename(tmp_path / "mine.json")
+    config = tiny_config(epochs=1)
+    data = replace(config.data, train_annotations=str(tmp_path / "mine.json"), image_folder=str(tiny_data))
+    run = tmp_path / "run"
+    run.mkdir()
+    trained = Trainer(replace(config, data=data), run, CPU)
+    trained._save()
+    before = evaluate(trained.evaluated_model, trained.eval_dataset, CPU, trained.categories)
+    (tmp_path / "mine.json").unlink()
+    _, evaluation = evaluate_run(run, device=CPU)
+    assert evaluation.metrics == before.metrics
+    # Nor do the classes that another data set trains on matter.
+    content = json.loads((tiny_data / "val.json").read_text())
+    content["categories"][1]["id"] = 8
+    content["annotations"] = [entry for entry in content["annotations"] if entry["category_id"] == 3]
+    (tiny_data / "train.json").write_text(json.dumps({**content, "categories": content["categories"][:1]}))
+    _, evaluation = evaluate_run(run, device=CPU, data=str(tiny_data))
+    assert evaluation.metrics == before.metrics
 
 
 def test_a_run_is_evaluated_on_its_own_and_on_other_data(tiny_config, tmp_path, tiny_data):

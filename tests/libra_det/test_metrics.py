@@ -112,6 +112,16 @@ def test_voc_leaves_out_what_need_not_be_found(flag):
     assert voc_average_precision(ground_truth, results) == {1: pytest.approx(1.0)}
 
 
+def test_voc_a_detection_of_a_difficult_object_needs_half_an_overlap_too():
+    """An object that is passed to COCO's evaluator as a crowd region is none by VOC's rules."""
+    difficult = {"iscrowd": 1, "difficult": 1}
+    ground_truth = truth((1, 1, [0, 0, 10, 10]), (1, 1, [40, 40, 40, 40], difficult), categories=("cat",))
+    found_it, part_of_it = found(1, 1, [40, 40, 40, 21], 0.9), found(1, 1, [40, 40, 40, 19], 0.85)
+    correct = found(1, 1, [0, 0, 10, 10], 0.8)
+    assert voc_average_precision(ground_truth, [found_it, correct]) == {1: pytest.approx(1.0)}
+    assert voc_average_precision(ground_truth, [part_of_it, correct]) == {1: pytest.approx(0.5)}
+
+
 def test_voc_detections_inside_a_crowd_do_not_count_but_others_do():
     ground_truth = truth((1, 1, [0, 0, 10, 10]), (1, 1, [40, 40, 40, 40], {"iscrowd": 1}), categories=("cat",))
     inside, outside = found(1, 1, [45, 45, 6, 6], 0.9), found(1, 1, [85, 0, 6, 6], 0.85)

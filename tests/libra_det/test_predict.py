@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageDraw
@@ -10,6 +11,7 @@ from PIL import Image, ImageDraw
 import libra_det
 from libra_det.config import Config, DataConfig
 from libra_det.data import load_image
+from libra_det.data.images import pil_to_tensor
 from libra_det.predict import Detector, find_images, predict_files
 from libra_det.structures import Batch, Detections
 from libra_det.train import Trainer
@@ -100,16 +102,68 @@ def test_files_are_drawn_and_written_and_damaged_ones_reported(detector, tmp_pat
     images, failures = predict_files(detector, [folder, tmp_path / "wide.png"], output, score_threshold=0.5)
     assert images == 3 and len(failures) == 1 and "broken.jpg" in failures[0]
     entries = json.loads((output / "predictions.json").read_text())
-    assert [entry["file_name"] for entry in entries] == [
-        str(folder / "more" / "wide.png"),
-        str(folder / "wide.png"),
-        str(tmp_path / "wide.png"),
+    assert [(entry["image_id"], entry["file_name"]) for entry in entries] == [
+        (2, "more/wide.png"),  # 1 is broken.jpg
+        (3, "wide.png"),
+        (4, str(tmp_path / "wide.png")),
     ]
     for entry, box in zip(entries, ([30, 30, 60, 70], [30, 30, 60, 70], [60, 30, 30, 70]), strict=True):
         assert entry["bbox"] == pytest.approx(box, abs=4)
         assert (entry["category_id"], entry["category"], entry["score"]) == (9, "red thing", pytest.approx(0.9))
     pictures = sorted(str(file.relative_to(output)) for file in output.rglob("*.jpg"))
     assert pictures == ["more/wide.jpg", "wide-2.jpg", "wide.jpg"]
+
+
+@pytest.mark.parametrize("output", [".", "below"])
+def test_photos_are_never_written_over_and_drawings_never_predicted(detector, tmp_path, output):
+    output = tmp_path / output
+    picture((300, 120), [30, 30, 90, 100]).save(tmp_path / "a.jpg")
+    photo = (tmp_path / "a.jpg").read_bytes()
+    for _ in range(2):
+        assert predict_files(detector, [tmp_path], output, score_threshold=0.5) == (1, [])
+    name = "a-2.jpg" if output == tmp_path else "a.jpg"
+    assert {file for file in tmp_path.rglob("*.jpg")} == {tmp_path / "a.jpg", output / name}
+    assert (tmp_path / "a.jpg").read_bytes() == photo
+    with pytest.raises(FileNotFoundError, match="no images in this folder but pictures that libra predict has drawn"):
+        (tmp_path / "a.jpg").unlink()
+        find_images([tmp_path])
+
+
+def test_files_that_are_neither_inputs_nor_drawings_are_kept(detector, tmp_path):
+    picture((300, 120), [30, 30, 90, 100]).save(tmp_path / "a.png")
+    (tmp_path / "a.jpg").write_bytes(b"something else")
+    predict_files(detector, [tmp_path / "a.png"], tmp_path, score_threshold=0.5)
+    assert (tmp_path / "a.jpg").read_bytes() == b"something else"
+    assert (tmp_path / "a-2.jpg").exists()
+
+
+def test_an_interrupt_keeps_what_was_found(detector, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        picture((300, 120), [30, 30, 90, 100]).save(tmp_path / name)
+    answers = iter([detector.predict(tmp_path / "a.png")])
+
+    def predict(image, score_threshold):
+        try:
+            return next(answers)
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    monkeypatch.setattr(detector, "predict", predict)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(detector, [tmp_path], tmp_path / "out", score_threshold=0.5)
+    entries = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert {entry["file_name"] for entry in entries} == {"a.png"}
+
+
+def test_pil_images_are_read_as_files_are(detector, tmp_path):
+    levels = np.full((60, 90), 0x4000, dtype=np.uint16)
+    Image.fromarray(levels).save(tmp_path / "deep.png")
+    assert pil_to_tensor(Image.open(tmp_path / "deep.png")).unique().tolist() == [0x40]
+    picture((300, 120), [30, 30, 90, 100]).save(tmp_path / "cut.png")
+    file = tmp_path / "cut.png"
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(ValueError, match=r"cut\.png: cannot be decoded"):
+        detector.predict(Image.open(file))
 
 
 def test_missing_inputs(tmp_path):
@@ -142,7 +196,7 @@ def test_the_three_lines_of_the_readme(tiny_config, tiny_data, tmp_path):
 def test_loading_needs_no_backbone_weights(tiny_config, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    trainer = Trainer(tiny_config(epochs=0), run, CPU)
+    trainer = Trainer(tiny_config(epochs=1), run, CPU)
     trainer.config = replace(trainer.config, model=replace(trainer.config.model, backbone_weights="/gone/weights.pth"))
     trainer._save()
     assert libra_det.load(run, device="cpu").config.model.backbone_weights == "/gone/weights.pth"

@@ -41,5 +41,16 @@ def test_a_resumed_log_reads_as_one_run(tmp_path):
     assert [(line["step"], line["loss/total"]) for line in lines] == [(step, 0.5) for step in range(1, 7)]
 
 
+def test_the_log_knows_its_evaluations_up_to_where_a_run_resumes(tmp_path):
+    shown = Progress(tmp_path, 2, 3, 0)
+    shown.record(3, {"epoch": 1, "evaluation/AP": 0.5})
+    shown.record(6, {"epoch": 2, "evaluation/AP": 0.6})
+    assert shown.evaluated == {3, 6}
+    shown.close()
+    resumed = Progress(tmp_path, 2, 3, 5)
+    assert resumed.evaluated == {3}
+    resumed.close()
+
+
 def test_times_are_readable():
     assert [progress._clock(seconds) for seconds in (5, 65, 3600, 100_000)] == ["0:05", "1:05", "1:00:00", "27:46:40"]

@@ -3,7 +3,7 @@
 import pytest
 
 from libra_det.config import TrainConfig
-from libra_det.schedule import learning_rate
+from libra_det.schedule import learning_rate, schedule_warning
 
 
 def test_step_schedule_is_the_published_one():
@@ -29,3 +29,15 @@ def test_one_cycle_rises_to_the_peak_and_falls():
     assert max(rates) == rates[30] == pytest.approx(0.1)
     assert rates == sorted(rates[:31]) + sorted(rates[31:], reverse=True)
     assert rates[100] == pytest.approx(1e-6)
+
+
+def test_steps_that_a_longer_run_has_outgrown_are_named():
+    warning = schedule_warning(TrainConfig(epochs=36, step_epochs=(8, 11)))
+    assert "after epoch 11 of 36" in warning and "--step-epochs 24 33" in warning
+    for config in (
+        TrainConfig(epochs=12, step_epochs=(8, 11)),
+        TrainConfig(epochs=36, step_epochs=(24, 33)),
+        TrainConfig(epochs=36, step_epochs=()),
+        TrainConfig(epochs=36, schedule="cosine"),
+    ):
+        assert schedule_warning(config) is None

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from libra_det.checkpoint import checkpoint_files, load_checkpoint
+from libra_det.data import annotations
 from libra_det.interrupt import Interrupted
 from libra_det.run_folder import read_config
-from libra_det.train import NonFiniteLoss, Trainer, gradient_norms, resume
+from libra_det.train import NonFiniteLoss, Trainer, resume
 
 CPU = torch.device("cpu")
 
@@ -87,13 +88,10 @@ def test_measuring_gradient_shares_changes_nothing(tiny_config, tmp_path):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize(("workers", "frozen_stages"), [(0, 4), (2, -1)])
-def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
-    tiny_config, tmp_path, monkeypatch, workers, frozen_stages
-):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(tiny_config, tmp_path, monkeypatch, workers):
     config = tiny_config(epochs=3)
-    data = replace(config.data, workers=workers, color_jitter=0.3)
-    config = replace(config, data=data, model=replace(config.model, frozen_stages=frozen_stages))
+    config = replace(config, data=replace(config.data, workers=workers, color_jitter=0.3))
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     new_trainer(config, whole).train()
 
@@ -142,8 +140,127 @@ def test_resuming_refuses_what_would_not_be_the_same_run(tiny_config, tmp_path, 
         trainer.train()
     with pytest.raises(ValueError, match="pyramid was 'non_local' in this run, now it is 'none'"):
         resume(run, CPU, replace(config, model=replace(config.model, pyramid="none")))
-    with pytest.raises(ValueError, match="stopped within an epoch of 4 steps, which now has 2"):
+
+
+@pytest.mark.parametrize("stopped_at", [2, 4])
+def test_epochs_of_another_length_are_refused(tiny_config, tmp_path, monkeypatch, stopped_at):
+    """Within an epoch, and at the end of one."""
+    run = tmp_path / "run"
+    config = tiny_config(epochs=3)
+    trainer = new_trainer(config, run)
+    interrupt_at(trainer, stopped_at, monkeypatch)
+    with pytest.raises(Interrupted):
+        trainer.train()
+    before = (run / "log.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"--resume: the run has epochs of 4 steps, which now have 2; .*batch size"):
         resume(run, CPU, replace(config, data=replace(config.data, batch_size=4)))
+    assert (run / "log.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("stopped_after", ["the epoch", "the evaluation"])
+def test_every_evaluation_is_made_once(tiny_config, tmp_path, monkeypatch, stopped_after):
+    config = tiny_config(epochs=2, eval_every=1)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    new_trainer(config, whole).train()
+    trainer = new_trainer(config, broken)
+    interrupt_at(trainer, 4, monkeypatch)  # the last step of the first epoch
+    with pytest.raises(Interrupted):
+        trainer.train()
+    if stopped_after == "the evaluation":
+        trainer = resume(broken, CPU)
+
+        def crash():
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(trainer, "_train_epoch", crash)
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    resume(broken, CPU).train()
+    assert log_of(broken) == log_of(whole)
+    resume(broken, CPU).train()  # a finished run is evaluated again, for its pictures, and not logged again
+    assert log_of(broken) == log_of(whole)
+
+
+def test_an_image_that_cannot_be_read_loses_nothing(tiny_config, tmp_path, capsys):
+    config = tiny_config(epochs=2)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    new_trainer(config, whole).train()
+    trainer = new_trainer(config, broken)
+    position = trainer.dataset.order(1)[5]  # in the third step of the second epoch, which is not the image's first use
+    image = trainer.dataset.images[position].file
+    content = image.read_bytes()
+    train_epoch = trainer._train_epoch
+
+    def truncate_before_the_second_epoch():
+        if trainer.epoch == 1:
+            image.write_bytes(content[: len(content) // 2])
+        train_epoch()
+
+    trainer._train_epoch = truncate_before_the_second_epoch
+    with pytest.raises((OSError, ValueError), match=image.name):
+        trainer.train()
+    image.write_bytes(content)
+    newest = checkpoint_files(broken)[-1]
+    assert newest.name == "epoch_0001_step_000002.pt"
+    assert f"{newest} holds all that was learned" in capsys.readouterr().err
+    resume(broken, CPU).train()
+    assert log_of(broken) == log_of(whole)
+
+
+def test_an_unreadable_first_image_leaves_no_checkpoint(tiny_config, tmp_path):
+    trainer = new_trainer(tiny_config(), tmp_path / "run")
+    image = trainer.dataset.images[trainer.dataset.order(0)[0]].file
+    image.write_bytes(image.read_bytes()[:60])
+    with pytest.raises((OSError, ValueError), match=image.name):
+        trainer.train()
+    assert checkpoint_files(tmp_path / "run") == []
+
+
+def test_a_last_update_that_is_not_finite_is_not_saved(tiny_config, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    trainer = new_trainer(tiny_config(epochs=2), run)
+    update = trainer.optimizer.step
+
+    def update_and_break():
+        update()
+        if trainer.epoch == 1 and trainer.step == 3:
+            torch.nn.init.constant_(trainer.model.roi_head.bbox_head.fc_cls.bias, math.nan)
+
+    monkeypatch.setattr(trainer.optimizer, "step", update_and_break)
+    with pytest.raises(NonFiniteLoss, match=r"step 8: roi_head\.bbox_head\.fc_cls\.bias became NaN.*no weights"):
+        trainer.train()
+    assert [file.name for file in checkpoint_files(run)] == ["epoch_0001.pt"]
+
+
+@pytest.mark.parametrize("changes", [{"norm": "frozen_batch_norm"}, {"frozen_stages": 0}])
+def test_a_random_backbone_is_not_trained_around(tiny_config, tmp_path, changes):
+    config = tiny_config()
+    config = replace(config, model=replace(config.model, **changes))
+    with pytest.raises(ValueError, match=r"--backbone-weights DEFAULT.*--norm group_norm --frozen-stages -1"):
+        new_trainer(config, tmp_path / "run")
+
+
+def test_a_frozen_backbone_from_a_file_trains_and_resumes_without_it(tiny_config, tmp_path):
+    config = tiny_config(epochs=1)
+    weights = tmp_path / "resnet18.pth"
+    torch.save(new_trainer(config, tmp_path / "source").model.backbone.state_dict(), weights)
+    model = replace(config.model, norm="frozen_batch_norm", frozen_stages=1, backbone_weights=str(weights))
+    new_trainer(replace(config, model=model), tmp_path / "run").train()
+    weights.unlink()
+    assert resume(tmp_path / "run", CPU).epoch == 1
+
+
+def test_the_training_annotations_are_read_once(tiny_config, tmp_path, monkeypatch):
+    read, names = annotations.read_json, []
+    monkeypatch.setattr(annotations, "read_json", lambda file: names.append(file.name) or read(file))
+    new_trainer(tiny_config(), tmp_path / "run")
+    assert sorted(names) == ["train.json", "val.json"]
+
+
+def test_a_schedule_that_a_longer_run_has_outgrown_is_warned_of(tiny_config, tmp_path, capsys):
+    new_trainer(tiny_config(epochs=36, schedule="step", step_epochs=(8, 11)), tmp_path / "run")
+    error = capsys.readouterr().err
+    assert error.count("libra: warning: ") == 1 and "--step-epochs 24 33" in error
 
 
 def test_a_non_finite_loss_stops_without_saving(tiny_config, tmp_path):
@@ -185,18 +302,17 @@ def test_evaluation_uses_the_averaged_weights(tiny_config, tmp_path):
     assert load_checkpoint(tmp_path / "without").ema is None
 
 
-def test_weights_are_clipped_amp_and_channels_last_run(tiny_config, tmp_path):
+def test_tensorboard_shows_what_the_log_says(tiny_config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     run = tmp_path / "run"
-    new_trainer(tiny_config(epochs=1, amp=True, channels_last=True, gradient_clip=None), run).train()
-    assert all(math.isfinite(line["loss/total"]) for line in log_of(run) if "loss/total" in line)
-
-
-def test_gradient_norms_by_hand():
-    features = [torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)]
-    norms = gradient_norms(
-        [3 * features[0].sum(), (features[0].sum() + features[1].sum()) * 0, torch.tensor(1.0)][:2], features
-    )
-    assert [norm.item() for norm in norms] == pytest.approx([math.sqrt(18), 0.0])
+    new_trainer(tiny_config(epochs=1, log_gradient_share_every=2), run).train()
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    lines = log_of(run)
+    for name in ("loss/total", "loss_share/roi_box", "gradient_share/roi_box", "learning_rate", "evaluation/AP"):
+        wanted = [(line["step"], pytest.approx(line[name])) for line in lines if name in line]
+        assert wanted and [(event.step, event.value) for event in events.Scalars(name)] == wanted, name
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")

@@ -47,6 +47,14 @@ def test_all_faults_are_reported_at_once(coco_folder):
     assert "train: 4 images" in message
 
 
+def test_no_mistake_is_left_out(coco_folder):
+    first = coco_folder.content["annotations"][0]
+    coco_folder.content["annotations"] = [{**first, "id": number, "bbox": [1]} for number in range(30)]
+    with pytest.raises(ValueError, match="30 to be mended") as error:
+        check_data(coco_folder.write())
+    assert all(f"annotation {number}: " in str(error.value) for number in range(30))
+
+
 def test_images_annotated_as_stored_are_told_apart(coco_folder):
     exif = Image.Exif()
     exif[0x0112] = 8

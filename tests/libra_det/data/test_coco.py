@@ -21,8 +21,11 @@ from libra_det.data import find_splits, load_annotations
         ([5, 5, -3, 10], "inverted", None),
         ([math.nan, 5, 3, 10], "not_finite", None),
         ([5, 5, math.inf, 10], "not_finite", None),
+        ([1e308, 5, 1e308, 10], "not_finite", None),
+        ([5, 6, 1e308, 1e308], "partly_outside", [5, 6, 40, 30]),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_unusual_boxes_are_handled_and_counted(coco_folder, bbox, kind, kept):
     coco_folder.content["annotations"][1]["bbox"] = bbox
     annotations = load_annotations(coco_folder.write(), "train")
@@ -41,6 +44,7 @@ def test_unusual_boxes_are_handled_and_counted(coco_folder, bbox, kind, kept):
         ("annotations", {"bbox": [1, 2, 3]}, r"annotation 101: expected a bbox of 4 numbers .* got \[1, 2, 3\]"),
         ("annotations", {"bbox": "1,2,3,4"}, "annotation 101: expected a bbox of 4 numbers"),
         ("annotations", {"bbox": [1, 2, None, 4]}, "annotation 101: expected a bbox of 4 numbers"),
+        ("annotations", {"bbox": [1, 2, 3, 10**400]}, "annotation 101: expected a bbox of 4 numbers"),
         ("annotations", {"bbox": None}, "annotation 101: expected a bbox of 4 numbers"),
         ("annotations", {"category_id": 5}, "annotation 101: category 5 is unknown; the file lists the ids 7, 90"),
         ("annotations", {"category_id": "cat"}, "annotation 101: expected a 64-bit integer category_id, got 'cat'"),
@@ -99,7 +103,9 @@ def test_missing_sizes_and_optional_fields_are_filled_in(coco_folder):
     for entry in coco_folder.content["images"]:
         del entry["width"], entry["height"]
     del coco_folder.content["annotations"][0]["area"], coco_folder.content["annotations"][0]["iscrowd"]
+    coco_folder.content["annotations"][1]["iscrowd"] = None
     annotations = load_annotations(coco_folder.write(), "train")
+    assert not annotations.images[1].crowd.any()
     image = annotations.images[0]
     assert (image.width, image.height, image.areas.tolist(), image.crowd.tolist()) == (40, 30, [80.0], [False])
 
@@ -173,6 +179,15 @@ def test_usual_layouts_are_found(coco_folder, annotation_file, images):
     assert all(image.file.is_file() for image in annotations.images)
 
 
+def test_one_missing_image_does_not_hide_the_others(coco_folder):
+    (coco_folder.folder / "images").mkdir()
+    for i in range(1, 4):
+        (coco_folder.folder / f"{i}.png").rename(coco_folder.folder / "images" / f"{i}.png")
+    (coco_folder.folder / "0.png").unlink()
+    annotations = load_annotations(coco_folder.write(), "train")
+    assert [image.file.is_file() for image in annotations.images] == [False, True, True, True]
+
+
 def test_files_of_any_name_are_taken(coco_folder, tmp_path):
     coco_folder.write("mine")
     coco_folder.content["images"].pop()
@@ -202,6 +217,15 @@ def test_an_unknown_layout_is_explained(coco_folder, tmp_path):
         assert part in str(error.value)
     with pytest.raises(FileNotFoundError, match="which does not exist"):
         find_splits(dataclasses.replace(coco_folder.config, data=str(tmp_path / "nowhere")))
+
+
+def test_a_split_that_is_there_is_suggested(coco_folder):
+    coco_folder.write("train")
+    with pytest.raises(FileNotFoundError, match="no annotations of split 'val'; there is train: --eval-split train "):
+        load_annotations(coco_folder.config, "val")
+    (coco_folder.folder / "train.json").rename(coco_folder.folder / "test.json")
+    with pytest.raises(FileNotFoundError, match="no annotations of split 'train'; there is test: --train-split test "):
+        load_annotations(coco_folder.config, "train")
 
 
 def test_large_files_are_read_without_waste(coco_folder):

@@ -1,6 +1,9 @@
 """Samples and batches: exact flips, one shape, the same in every process and after resuming."""
 
 import dataclasses
+import multiprocessing
+import signal
+import subprocess
 
 import pytest
 import torch
@@ -205,12 +208,28 @@ def test_conversions_are_counted(coco_folder):
     assert dataset(coco_folder).problems.counts == {"grayscale": 1, "alpha": 1, "palette": 1}
 
 
-def test_a_damaged_image_is_named_by_its_worker(coco_folder):
-    data = dataset(coco_folder, workers=1)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_named_without_the_traceback_of_its_worker(coco_folder, workers):
+    data = dataset(coco_folder, workers=workers)
     file = coco_folder.folder / "3.png"
     file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(ValueError, match=r"3\.png: cannot be decoded"):
+    with pytest.raises(ValueError, match=r"^\S+3\.png: cannot be decoded") as error:
         list(make_loader(data))
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_sigterm_ends_a_worker_and_raises_nothing_in_the_middle_of_a_step(coco_folder):
+    """A scheduler sends it to all processes of a job; the parent finishes its step."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        batches = iter(make_loader(dataset(many(coco_folder), workers=1)))
+        next(batches)
+        (worker,) = multiprocessing.active_children()
+        subprocess.run(["kill", "-TERM", str(worker.pid)], check=True)  # torch tells its parent from other senders
+        worker.join(10)
+        assert worker.exitcode == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_samples_name_their_image(coco_folder):

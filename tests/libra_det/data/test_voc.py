@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from libra_det.data import find_splits, load_annotations
+from libra_det.data import DetectionDataset, find_splits, load_annotations, make_loader
+from libra_det.metrics import evaluate_results
 
 CAT = ("cat", 6, 7, 15, 14, False)
 
@@ -16,12 +17,45 @@ def test_coordinates_count_from_one_and_include_the_last_pixel(voc_folder):
     first, second = annotations.images
     assert first.boxes.tolist() == [[5, 6, 15, 14], [0, 0, 40, 30]]
     assert first.labels.tolist() == [1, 0]
-    assert (second.boxes.tolist(), second.crowd.tolist(), second.has_objects) == ([[1.5, 2, 4, 9]], [True], False)
+    assert (second.boxes.tolist(), second.difficult.tolist()) == ([[1.5, 2, 4, 9]], [True])
+    assert not second.crowd.any() and not second.has_objects and not first.difficult.any()
     assert first.file.is_file()
     truth = annotations.coco()["annotations"]
     assert [entry["bbox"] for entry in truth] == [[5, 6, 10, 8], [0, 0, 40, 30], [1.5, 2, 2.5, 7]]
     assert [entry["iscrowd"] for entry in truth] == [0, 0, 1]
+    assert [entry.get("difficult", 0) for entry in truth] == [0, 0, 1]
     assert truth[0]["area"] == 80
+    assert "1 objects are marked difficult" in annotations.problems.summary()
+
+
+def test_difficult_objects_are_neither_right_nor_wrong(voc_folder):
+    """As in VOC's development kit; in COCO's numbers they are crowd regions."""
+    config = voc_folder({"a": [("cat", 1, 1, 10, 10, False), ("cat", 21, 11, 40, 30, True)]})
+    truth = load_annotations(config, "train").coco()
+
+    def ap50(*bboxes):
+        scores = (0.9, 0.8, 0.7)
+        results = [
+            {"image_id": 1, "category_id": 1, "bbox": bbox, "score": score}
+            for bbox, score in zip(bboxes, scores, strict=False)
+        ]
+        metrics = evaluate_results(truth, results)
+        return metrics.voc_ap50, metrics.coco["AP50"]
+
+    easy = [0, 0, 10, 10]
+    assert ap50(easy) == pytest.approx((1.0, 1.0))
+    assert ap50([20, 10, 20, 20], [20, 10, 20, 11], easy) == pytest.approx((1.0, 1.0))
+    assert ap50([20, 10, 20, 9], easy) == pytest.approx((0.5, 1.0))  # too little of it
+
+
+def test_difficult_objects_are_left_out_of_training(voc_folder):
+    config = voc_folder({"a": [("cat", 21, 11, 40, 30, True), CAT], "b": [("cat", 1, 1, 9, 9, True)]})
+    data = DetectionDataset(load_annotations(config, "train"), config, training=True, seed=0)
+    assert len(data) == 1
+    (batch,) = make_loader(data)
+    assert (batch.targets.valid.sum(), batch.targets.crowd.sum()) == (1, 0)
+    assert batch.targets.boxes[0, 0, 2] - batch.targets.boxes[0, 0, 0] == 10  # the other cat, perhaps flipped
+    assert not batch.targets.boxes[0, 1:].any()
 
 
 def test_useless_boxes_are_counted(voc_folder):

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from libra_det.models.backbone import Backbone, backbone_names, group_norm
+from libra_det.models.backbone import Backbone, backbone_names, check_not_random, group_norm
 
 
 def test_maps_have_the_strides_of_a_resnet() -> None:
@@ -78,6 +78,25 @@ def test_batch_norm_trains_its_statistics_except_in_frozen_stages() -> None:
     backbone(torch.randn(2, 3, 64, 64) * 5)
     changed = {key for key, value in _statistics(backbone).items() if not torch.equal(value, before[key])}
     assert changed == {key for key in before if key.startswith(("layer2", "layer3", "layer4"))}
+
+
+def test_one_cell_has_no_statistics() -> None:
+    images = torch.zeros(1, 3, 32, 20)
+    with pytest.raises(ValueError, match=r"one image of 32 x 20 pixels.*--norm group_norm.*--short-side.*--batch-size"):
+        Backbone("resnet18")(images)
+    Backbone("resnet18").eval()(images)
+    Backbone("resnet18", frozen_stages=4).train()(images)
+    Backbone("resnet18", norm="frozen_batch_norm").train()(images)
+    Backbone("resnet18")(images.repeat(2, 1, 1, 1))
+    Backbone("resnet18")(torch.zeros(1, 3, 33, 20))
+
+
+@pytest.mark.parametrize(("norm", "frozen_stages"), [("frozen_batch_norm", -1), ("batch_norm", 0), ("group_norm", 1)])
+def test_a_random_backbone_may_not_stay_so(norm: str, frozen_stages: int) -> None:
+    with pytest.raises(ValueError, match=r"--backbone-weights DEFAULT.*--norm group_norm --frozen-stages -1"):
+        check_not_random(norm, frozen_stages, None)
+    check_not_random(norm, frozen_stages, "DEFAULT")
+    check_not_random("group_norm", -1, None)
 
 
 def test_group_norm_has_no_statistics_and_depends_on_one_image_alone() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torchvision.ops import nms
 
 from libra_det.models.postprocess import best_slots, suppress, usable
 
@@ -53,3 +54,26 @@ def test_nothing_to_keep() -> None:
 def test_usable_boxes_are_finite_and_have_an_area() -> None:
     boxes = torch.tensor([[0.0, 0, 1, 1], [0, 0, 0, 5], [3, 3, 2, 4], [0, torch.nan, 1, 1], [0, 0, torch.inf, 1]])
     assert usable(boxes).tolist() == [True, False, False, False, False]
+
+
+def test_what_else_is_in_a_batch_does_not_matter() -> None:
+    """80 classes in images of 6000 px, alone (few boxes) and in a batch of 16 (many), against class by class."""
+    generator = torch.Generator().manual_seed(0)
+    batch, count, classes = 16, 600, 80
+    corner = torch.rand(batch, count // 6, 1, 2, generator=generator) * 5980
+    corner = corner + torch.rand(batch, count // 6, 6, 2, generator=generator) * 2  # six boxes about one place
+    boxes = torch.cat((corner, corner + 4 + torch.rand(batch, count // 6, 6, 2, generator=generator)), -1)
+    boxes = boxes.flatten(1, 2)  # [B, T, 4]
+    scores = torch.rand(batch, count, generator=generator)
+    labels = torch.randint(classes - 4, classes, (batch, count // 6), generator=generator).repeat_interleave(6, 1)
+    valid = torch.rand(batch, count, generator=generator) < 0.9
+    together = suppress(boxes, scores, labels, valid, 0.5)
+    for image in range(batch):
+        one = slice(image, image + 1)
+        alone = suppress(boxes[one], scores[one], labels[one], valid[one], 0.5)[0]
+        wanted = torch.zeros(count, dtype=torch.bool)
+        for label in range(classes):
+            index = (valid[image] & (labels[image] == label)).nonzero().squeeze(1)
+            wanted[index[nms(boxes[image, index].double(), scores[image, index].double(), 0.5)]] = True
+        assert torch.equal(alone, wanted) and torch.equal(together[image], wanted)
+    assert 0 < int(together.sum()) < int(valid.sum())

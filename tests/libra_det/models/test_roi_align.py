@@ -70,10 +70,16 @@ def test_no_boxes_and_boxes_that_are_not_finite(sampling_ratio: int) -> None:
     features = [torch.randn(2, 3, size, size) for size in (8, 4, 2, 1)]
     pooled = multiscale_roi_align(features, torch.zeros(2, 0, 4), strides=STRIDES, sampling_ratio=sampling_ratio)
     assert pooled.shape == (0, 3, 7, 7)
+    boxes = torch.tensor([[0, 0, torch.nan, 8], [torch.nan] * 4, [0, -torch.inf, 4, torch.inf]]).expand(2, 3, 4)
+    features[0].requires_grad_()
+    pooled = multiscale_roi_align(features, boxes, strides=STRIDES, sampling_ratio=sampling_ratio)
+    assert pooled.shape == (6, 3, 7, 7) and pooled.isfinite().all()
+    pooled.sum().backward()
+    assert features[0].grad.isfinite().all()
     if sampling_ratio:
-        boxes = torch.tensor([[0, 0, torch.nan, 8], [0, -torch.inf, 4, torch.inf], [0, 0, 1e30, 1e30]]).expand(2, 3, 4)
+        boxes = torch.tensor([[0, 0, 1e30, 1e30]]).expand(2, 1, 4)
         pooled = multiscale_roi_align(features, boxes, strides=STRIDES, sampling_ratio=sampling_ratio)
-        assert pooled.shape == (6, 3, 7, 7)
+        assert pooled.shape == (2, 3, 7, 7)
 
 
 def test_gather_needs_no_value_from_the_device() -> None:

@@ -1,0 +1,122 @@
+"""What one training step computed, and what of it is shown, logged and checked."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from libra_det.run_folder import write_json
+
+CURES = (
+    "Usual cures: a lower --learning-rate, more --warmup-steps, --gradient-clip 10, and a look at the annotations "
+    "with `libra check`"
+)
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss, the gradient or a weight became NaN or infinite; training has stopped without saving the weights."""
+
+
+@dataclass
+class Step:
+    """What a step computed. On a GPU `values` is still under way until `ready` has happened."""
+
+    step: int  # of the whole run, from 1
+    file_names: list[str]
+    learning_rate: float
+    names: list[str]  # of the losses
+    values: Tensor  # float32 on the CPU: the losses, the gradient's norm, and where measured that of each loss
+    ready: torch.cuda.Event | None
+    time: float  # when it was computed, or handed to the GPU
+
+    @classmethod
+    def of(
+        cls,
+        step: int,
+        file_names: list[str],
+        learning_rate: float,
+        losses: dict[str, Tensor],
+        gradient_norm: Tensor,
+        loss_norms: Sequence[Tensor],
+    ) -> Step:
+        """Start to bring the numbers, scalars on one device, to the CPU."""
+        values = torch.stack([*losses.values(), gradient_norm, *loss_norms]).detach().float()
+        ready = None
+        if values.is_cuda:
+            values = values.to("cpu", non_blocking=True)
+            ready = torch.cuda.Event()
+            ready.record()
+        return cls(step, file_names, learning_rate, list(losses), values, ready, time.perf_counter())
+
+    def read(self) -> StepNumbers:
+        """The numbers, once they are there."""
+        if self.ready is not None:
+            self.ready.synchronize()
+        numbers, count = self.values.tolist(), len(self.names)
+        losses = dict(zip(self.names, numbers[:count], strict=True))
+        norms = dict(zip(self.names, numbers[count + 1 :], strict=False))  # none where they were not measured
+        return StepNumbers(losses, numbers[count], norms)
+
+
+@dataclass
+class StepNumbers:
+    """The numbers of a step as the log has them."""
+
+    losses: dict[str, float]
+    gradient_norm: float
+    loss_norms: dict[str, float]  # norm of each loss's gradient with respect to the pyramid; empty if not measured
+
+    @property
+    def total(self) -> float:
+        return sum(self.losses.values())
+
+    def scalars(self) -> dict[str, float]:
+        """By their names in log.jsonl and TensorBoard."""
+        return {
+            **{f"loss/{name}": value for name, value in self.losses.items()},
+            "loss/total": self.total,
+            **{f"loss_share/{name}": share for name, share in _shares(self.losses).items()},
+            **{f"gradient_share/{name}": share for name, share in _shares(self.loss_norms).items()},
+            "gradient_norm": self.gradient_norm,
+        }
+
+
+def check_finite(done: Step, numbers: StepNumbers, run: Path) -> None:
+    """A loss or gradient that is not finite is a `NonFiniteLoss`, and RUN/non_finite.json lists the step's images."""
+    culprits = [name for name, value in numbers.losses.items() if not math.isfinite(value)]
+    if not culprits and math.isfinite(numbers.gradient_norm):
+        return
+    file = run / "non_finite.json"
+    facts = {"step": done.step, "file_names": done.file_names, "learning_rate": done.learning_rate}
+    losses = {name: str(value) for name, value in numbers.losses.items()}
+    write_json(file, {**facts, "losses": losses, "gradient_norm": str(numbers.gradient_norm)})
+    raise NonFiniteLoss(
+        f"step {done.step}: {', '.join(culprits) or 'the gradient'} became NaN or infinite; no weights were saved. "
+        f"{file} lists the images of this step. {CURES}"
+    )
+
+
+def gradient_norms(losses: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
+    """Norm of each loss's gradient with respect to the maps that all share; 0 for a loss that does not reach them.
+
+    Args:
+        losses: scalars, whose graph is kept.
+        features: the pyramid's maps [B, C, H_l, W_l].
+    """
+    norms = []
+    for loss in losses:
+        gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
+        used = [gradient.float() for gradient in gradients if gradient is not None]
+        norms.append(torch.nn.utils.get_total_norm(used) if used else torch.zeros_like(loss))
+    return norms
+
+
+def _shares(values: dict[str, float]) -> dict[str, float]:
+    total = sum(values.values())
+    return {name: value / total if total > 0 else 0.0 for name, value in values.items()}
