@@ -15,7 +15,7 @@ def shapes() -> Config:
     return Config(
         recipe="shapes",
         model=_small_model(rpn_samples=128, roi_samples=64, proposals_per_level=300, proposals_train=200),
-        data=DataConfig(data="shapes", short_side=160, long_side=160, batch_size=8, workers=0, cache_mb=256),
+        data=DataConfig(data="shapes", short_side=160, long_side=160, batch_size=4, workers=0, cache_mb=256),
         train=_small_schedule(epochs=7),
     )
 
