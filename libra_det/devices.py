@@ -1,15 +1,24 @@
 """Which device computes."""
 
+import sys
+
 import torch
+
+import libra_ops
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that a user names: auto (the first GPU if there is one), cpu, cuda, cuda:1, ...
+    """The device that a user names: auto (the first GPU that the kernels were built for), cpu, cuda, cuda:1, ...
 
     Raises:
-        ValueError: the name is unknown, or there is no such device.
+        ValueError: the name is unknown, there is no such device, or the kernels were built without CUDA.
     """
+    built = libra_ops.build_info()["cuda"]
+    rebuild = "with nvcc at hand, `LIBRA_CUDA=1 pip install -e .` builds for the GPU"
     if name == "auto":
+        if torch.cuda.is_available() and not built.startswith("yes"):
+            print(f"libra: using the CPU: libra_ops was built without CUDA ({built}); {rebuild}", file=sys.stderr)
+            return torch.device("cpu")
         return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
@@ -29,4 +38,6 @@ def choose_device(name: str) -> torch.device:
         raise ValueError(
             f"--device {name}: there is no such device ({reason}); `libra doctor` tells more, --device cpu always works"
         )
+    if not built.startswith("yes"):
+        raise ValueError(f"--device {name}: libra_ops was built without CUDA ({built}); {rebuild}")
     return torch.device("cuda", index)

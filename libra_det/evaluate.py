@@ -112,7 +112,7 @@ def evaluate_run(
     config = detector.config.data
     if data is not None:  # what named files in the old data set does not hold for the new one
         config = replace(config, data=data, train_annotations=None, eval_annotations=None, image_folder=None)
-    if split is not None:
+    if split is not None and split != config.eval_split:
         config = replace(config, eval_split=split, eval_annotations=None)
     changes = {"eval_annotations": annotations, "image_folder": image_folder, "batch_size": batch_size}
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
