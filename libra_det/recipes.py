@@ -39,7 +39,7 @@ def bccd() -> Config:
             workers=0,
             cache_mb=256,
         ),
-        train=_small_schedule(epochs=24, amp=True),
+        train=_small_schedule(epochs=20, amp=True),
     )
 
 
