@@ -9,6 +9,8 @@
 
 #include <cstdint>
 
+#include "common/parallel.h"
+
 namespace libra {
 
 using torch::headeronly::ScalarType;
@@ -45,6 +47,12 @@ const T* read(const Tensor& tensor) {
 template <class T>
 T* write(Tensor& tensor) {
   return static_cast<T*>(tensor.mutable_data_ptr());
+}
+
+// torch's threads, for a CPU kernel.
+inline void torch_threads(int64_t n, int64_t grain, LoopBody body) {
+  torch::stable::parallel_for(0, n, grain,
+                              [body](int64_t begin, int64_t end) { body.call(body.function, begin, end); });
 }
 
 }  // namespace libra
