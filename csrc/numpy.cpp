@@ -51,7 +51,7 @@ void own_threads(int64_t n, int64_t grain, LoopBody body) {
   others.reserve(parts - 1);
   try {
     while (static_cast<int64_t>(others.size()) < parts - 1) others.emplace_back(run, others.size() + 1);
-  } catch (const std::system_error&) {
+  } catch (...) {
     // The system gives no more threads: what is left runs on this one.
   }
   run(0);
@@ -116,7 +116,7 @@ std::tuple<Array<int64_t>, Array<float>, Array<signed char>> match_boxes_numpy(
   Array<signed char> state({batch, n});
   const MatchInputs inputs{boxes_of(boxes),
                            boxes_of(targets),
-                           valid.data(),
+                           reinterpret_cast<const uint8_t*>(valid.data()),
                            crowd ? boxes_of(*crowd) : nullptr,
                            batch,
                            n,

@@ -3,14 +3,18 @@
 Every operation is batched over images, has fixed shapes, and never waits for the GPU. Boxes are xyxy in continuous
 pixels. `libra_ops.reference` holds a plain-PyTorch twin of each, `libra_ops.numpy` the ones that NumPy arrays can use.
 
-torch and the compiled operators (torch.ops.libra_ops) are loaded when one of the names below is first used, so that
-`import libra_ops.numpy` needs no torch; where torch is there already, they are loaded at once.
+torch is imported when one of the names below is first used, so that `import libra_ops.numpy` needs none. The compiled
+operators (torch.ops.libra_ops) are there as soon as torch is, whichever is imported first.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from importlib import import_module
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -68,7 +72,33 @@ class _Package(ModuleType):
 
 sys.modules[__name__].__class__ = _Package
 
-# Whoever imported torch may ask for torch.ops.libra_ops next, or load an exported model.
+
+def _register_operators() -> None:
+    for module in dict.fromkeys(_HOME.values()):
+        import_module(f"{__name__}.{module}")
+
+
+class _WhenTorchComes(MetaPathFinder):
+    """Registers the operators as soon as torch is imported: torch.ops.libra_ops and exported models count on them."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        if fullname != "torch":
+            return None
+        sys.meta_path.remove(self)
+        spec = find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def execute_and_register(module: ModuleType) -> None:
+                execute(module)
+                with suppress(ImportError):  # whoever uses an operation is told what is wrong
+                    _register_operators()
+
+            spec.loader.exec_module = execute_and_register
+        return spec
+
+
 if sys.modules.get("torch"):
-    for _module in dict.fromkeys(_HOME.values()):
-        import_module(f"{__name__}.{_module}")
+    _register_operators()
+else:
+    sys.meta_path.insert(0, _WhenTorchComes())

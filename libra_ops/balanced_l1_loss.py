@@ -134,6 +134,7 @@ class _BalancedL1Loss(torch.autograd.Function):
             loss, gradient = _op(pred, target, weight, *constants, True)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient)
+        ctx.saved_alone = _eager.saves_alone()
         return loss, gradient
 
     @staticmethod
@@ -141,9 +142,9 @@ class _BalancedL1Loss(torch.autograd.Function):
         if grad_loss is None:
             return None, None, None, None
         (gradient,) = ctx.saved_tensors
-        if _eager.may_overwrite_saved(grad_loss):
+        if ctx.saved_alone and _eager.may_overwrite_saved(grad_loss):
             grad_pred = gradient.detach()
-            if not (grad_loss.is_cpu and grad_loss.dim() == 0 and grad_loss.item() == 1):  # 1 in loss.backward()
+            if grad_loss.dim() > 0 or grad_loss.item() != 1:  # 1 in loss.backward()
                 grad_pred.mul_(grad_loss)
         else:
             grad_pred = _scale(gradient, grad_loss)

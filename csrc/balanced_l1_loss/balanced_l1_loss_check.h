@@ -31,10 +31,11 @@ struct BalancedL1Arguments {
                     "beta: expected at least (e^(gamma / alpha) - 1) / 3e38 and 1 / 3e38, got alpha, gamma, beta ",
                     alpha, ", ", gamma, ", ", beta);
     STD_TORCH_CHECK(reduction >= 0 && reduction <= 2, "reduction: expected 0 none, 1 sum or 2 mean, got ", reduction);
-    BalancedL1Arguments arguments{make_contiguous(pred), make_contiguous(target), std::nullopt,
+    const uintptr_t bytes = pred.scalar_type() == ScalarType::Double ? 8 : 4;  // of an element
+    BalancedL1Arguments arguments{make_contiguous(pred, bytes), make_contiguous(target, bytes), std::nullopt,
                                   static_cast<Reduction>(reduction)};
     arguments.per_box = takes_per_box && weight && is_per_box(*weight);
-    if (weight) arguments.weight = arguments.per_box ? *weight : make_contiguous(*weight);
+    if (weight) arguments.weight = arguments.per_box ? *weight : make_contiguous(*weight, bytes);
     return arguments;
   }
 

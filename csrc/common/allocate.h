@@ -5,13 +5,17 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <cstdint>
 #include <optional>
 #include <vector>
 
 namespace libra {
 
-inline torch::stable::Tensor make_contiguous(const torch::stable::Tensor& tensor) {
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+// Contiguous, and at an address that is a multiple of `alignment` bytes: a tensor made of foreign memory may begin
+// anywhere.
+inline torch::stable::Tensor make_contiguous(const torch::stable::Tensor& tensor, uintptr_t alignment = 8) {
+  if (!tensor.is_contiguous()) return torch::stable::contiguous(tensor);
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % alignment ? torch::stable::clone(tensor) : tensor;
 }
 
 // Not initialised, contiguous; device and, unless given, dtype of `like`.

@@ -130,6 +130,16 @@ assert "torch" in sys.modules
     )
 
 
+@pytest.mark.parametrize("imports", ["import torch, libra_ops", "import libra_ops, torch"])
+def test_the_operators_are_there_with_torch(imports):
+    run_afresh(f"""
+{imports}
+boxes = torch.rand(1, 5, 4)
+assert torch.ops.libra_ops.box_iou(boxes, boxes, 0).shape == (1, 5, 5)
+torch.library.opcheck(torch.ops.libra_ops.box_iou.default, (boxes, boxes, 0), test_utils="test_faketensor")
+""")
+
+
 def test_a_first_use_can_be_compiled():
     run_afresh(
         """
