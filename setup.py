@@ -1,7 +1,9 @@
-"""Builds `libra_ops._C`: the C++ kernels always, the CUDA kernels where nvcc and a CUDA build of torch are at hand.
+"""Builds `libra_ops._C`, torch's operators, and `libra_ops._numpy`, the CPU kernels for NumPy, which knows no torch.
 
+_C has the C++ kernels always, and the CUDA kernels where nvcc and a CUDA build of torch are at hand.
 LIBRA_CUDA=0 leaves CUDA out, LIBRA_CUDA=1 insists on it; TORCH_CUDA_ARCH_LIST chooses the GPUs; MAX_JOBS limits the
 compilers that run at once. The plan is printed before the build and kept in the binary: `libra doctor` shows it.
+LIBRA_SANITIZE=1 builds for the CPU with AddressSanitizer and UndefinedBehaviorSanitizer, for tests/sanitize.sh.
 """
 
 import os
@@ -12,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Extension, setup
 
 ROOT = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
@@ -30,10 +32,18 @@ CXX_FLAGS = [
     "-fno-math-errno",
     "-fno-trapping-math",
     "-ffp-contract=off",
-    STABLE_ABI,
 ]
 # No contraction on either side: the CPU and every GPU give the same IoU, bit for bit.
 NVCC_FLAGS = ["-std=c++17", "-O3", "--fmad=false", "--threads=2", "-DUSE_CUDA", STABLE_ABI]
+
+# A finding ends the process, so that no test can pass over it.
+SANITIZE_FLAGS = [
+    "-fsanitize=address,undefined,float-cast-overflow",
+    "-fno-sanitize-recover=all",
+    "-fno-omit-frame-pointer",
+    "-g",
+    "-O1",
+]
 
 
 def check_torch() -> None:
@@ -115,42 +125,101 @@ def write_facts(facts: dict[str, str]) -> Path:
     return folder
 
 
-def extension():
+def plan_sanitizers() -> bool:
+    wish = os.environ.get("LIBRA_SANITIZE", "0")
+    if wish not in ("0", "1"):
+        sys.exit(f"LIBRA_SANITIZE: expected 0, 1 or nothing, got {wish!r}")
+    if wish == "1":
+        os.environ["LIBRA_CUDA"] = "0"
+    return wish == "1"
+
+
+def find_compiler() -> str:
+    """The compiler's own words about itself."""
+    from torch.utils.cpp_extension import get_cxx_compiler
+
+    compiler = shlex.split(get_cxx_compiler())  # CXX may be "ccache g++"
+    if shutil.which(compiler[0]) is None:
+        sys.exit(f"no C++ compiler: {compiler[0]!r} is not on PATH. Install g++ or clang++, or name one in CXX.")
+    return subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
+
+
+def extensions() -> list[Extension]:
     check_torch()
+    sanitize = plan_sanitizers()
     home, why = plan_cuda()
     if home:
         os.environ["CUDA_HOME"] = str(home)
         os.environ["TORCH_CUDA_ARCH_LIST"] = architectures(home)
     # Only now: this module looks for CUDA_HOME as it is imported.
-    from torch.utils.cpp_extension import CppExtension, CUDAExtension, get_cxx_compiler
+    from torch.utils.cpp_extension import CppExtension, CUDAExtension
 
-    compiler = shlex.split(get_cxx_compiler())  # CXX may be "ccache g++"
-    if shutil.which(compiler[0]) is None:
-        sys.exit(f"no C++ compiler: {compiler[0]!r} is not on PATH. Install g++ or clang++, or name one in CXX.")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True).stdout.splitlines()[0]
     of_cuda = f" for CUDA {torch.version.cuda.split('.')[0]}" if home else ""
     facts = {
         "cuda": why,
         "architectures": os.environ["TORCH_CUDA_ARCH_LIST"] if home else "none",
-        "compiler": version,
+        "compiler": find_compiler() + (" with AddressSanitizer and UndefinedBehaviorSanitizer" if sanitize else ""),
         "built against": f"torch {torch.__version__} (runs with every torch >= 2.10{of_cuda})",
     }
     for name, value in facts.items():
         print(f"libra_ops build | {name}: {value}", file=sys.stderr)
-    sources = sorted(ROOT.glob("csrc/**/*.cpp")) + (sorted(ROOT.glob("csrc/**/*.cu")) if home else [])
+    flags = CXX_FLAGS + (SANITIZE_FLAGS if sanitize else [])
+    common = {
+        "depends": [str(path) for path in ROOT.glob("csrc/**/*.*h")],
+        "extra_link_args": ["-pthread", *(SANITIZE_FLAGS[:1] if sanitize else [])],
+    }
+    of_numpy = "csrc/numpy.cpp"
+    of_torch = [*find_sources("*.cpp"), *(find_sources("*.cu") if home else [])]
+    of_torch.remove(of_numpy)
     kind = CUDAExtension if home else CppExtension
-    return kind(
-        "libra_ops._C",
-        [str(source.relative_to(ROOT)) for source in sources],
-        include_dirs=[str(write_facts(facts)), str(ROOT / "csrc")],
-        depends=[str(path) for path in ROOT.glob("csrc/**/*.*h")],
-        extra_compile_args={"cxx": CXX_FLAGS, "nvcc": NVCC_FLAGS},
-        py_limited_api=True,
-    )
+    return [
+        kind(
+            "libra_ops._C",
+            of_torch,
+            include_dirs=[str(write_facts(facts)), str(ROOT / "csrc")],
+            extra_compile_args={"cxx": [*flags, STABLE_ABI], "nvcc": NVCC_FLAGS},
+            py_limited_api=True,
+            **common,
+        ),
+        Extension(  # links no torch
+            "libra_ops._numpy",
+            [of_numpy, *find_sources("*_cpu_kernel*.cpp")],
+            include_dirs=[find_pybind11(), str(ROOT / "csrc")],
+            extra_compile_args={"cxx": flags},
+            language="c++",
+            **common,
+        ),
+    ]
+
+
+def find_sources(pattern: str) -> list[str]:
+    return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/{pattern}"))
+
+
+def find_pybind11() -> str:
+    try:
+        import pybind11
+    except ImportError:  # torch brings a copy of its headers
+        return str(Path(torch.__file__).parent / "include")
+    return pybind11.get_include()
+
+
+def build_command() -> type:
+    from torch.utils.cpp_extension import BuildExtension
+
+    class Build(BuildExtension):
+        """Objects in a folder per extension: both compile the CPU kernels, with options of their own."""
+
+        def build_extension(self, extension: Extension) -> None:
+            shared = self.build_temp
+            self.build_temp = os.path.join(shared, extension.name)
+            try:
+                super().build_extension(extension)
+            finally:
+                self.build_temp = shared
+
+    return Build
 
 
 if __name__ == "__main__":
-    extensions = [extension()]
-    from torch.utils.cpp_extension import BuildExtension
-
-    setup(ext_modules=extensions, cmdclass={"build_ext": BuildExtension})
+    setup(ext_modules=extensions(), cmdclass={"build_ext": build_command()})

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from libra_ops import _checks
+from libra_ops import _checks, _eager
 
 _REDUCTIONS = ("none", "sum", "mean")
 _FORMULAS = ("paper", "published")
@@ -92,18 +92,18 @@ def balanced_l1_loss(
                 f"{_checks.describe(weight)}; for one weight per box pass weight.unsqueeze(-1)"
             ) from None
     with_gradient = torch.is_grad_enabled() and (pred.requires_grad or target.requires_grad)
-    loss, _ = torch.ops.libra_ops.balanced_l1_loss(
-        pred.to(dtype),
-        target.to(dtype),
-        weight,
-        alpha,
-        gamma,
-        beta,
-        formula == "published",
-        _REDUCTIONS.index(reduction),
-        with_gradient,
-    )
-    return loss
+    pred = pred if pred.dtype == dtype else pred.to(dtype)
+    target = target if target.dtype == dtype else target.to(dtype)
+    constants = (alpha, gamma, beta, formula == "published", _REDUCTIONS.index(reduction))
+    if torch.compiler.is_compiling():
+        return _op(pred, target, weight, *constants, with_gradient)[0]
+    if with_gradient:
+        return _BalancedL1Loss.apply(pred, target, weight, constants)[0]
+    with _eager.below_autograd():
+        return _op(pred, target, weight, *constants, False)[0]
+
+
+_op = torch.ops.libra_ops.balanced_l1_loss.default
 
 
 @torch.library.register_fake("libra_ops::balanced_l1_loss")
@@ -125,6 +125,38 @@ class _DifferentiableOnce(torch.autograd.Function):
         raise RuntimeError("balanced_l1_loss: differentiable once only; a second derivative was asked for")
 
 
+class _BalancedL1Loss(torch.autograd.Function):
+    """The op in eager mode. Its gradient is an output, so that a second derivative finds the way to pred."""
+
+    @staticmethod
+    def forward(ctx, pred, target, weight, constants):
+        with _eager.below_autograd():
+            loss, gradient = _op(pred, target, weight, *constants, True)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(gradient)
+        ctx.saved_alone = _eager.saves_alone()
+        return loss, gradient
+
+    @staticmethod
+    def backward(ctx, grad_loss, grad_gradient):
+        if grad_loss is None:
+            return None, None, None, None
+        (gradient,) = ctx.saved_tensors
+        if ctx.saved_alone and _eager.may_overwrite_saved(grad_loss):
+            grad_pred = gradient.detach()
+            if grad_loss.dim() > 0 or grad_loss.item() != 1:  # 1 in loss.backward()
+                grad_pred.mul_(grad_loss)
+        else:
+            grad_pred = _scale(gradient, grad_loss)
+        return grad_pred, -grad_pred if ctx.needs_input_grad[1] else None, None, None
+
+
+def _scale(gradient: Tensor, grad_loss: Tensor) -> Tensor:
+    if torch.is_grad_enabled():  # create_graph=True
+        gradient = _DifferentiableOnce.apply(gradient)
+    return gradient * grad_loss
+
+
 def _setup_context(ctx, inputs, output):
     ctx.set_materialize_grads(False)
     ctx.with_gradient = inputs[-1]
@@ -138,10 +170,7 @@ def _backward(ctx, grad_loss, grad_gradient):
         return None, None, *rest
     if not ctx.with_gradient:
         raise RuntimeError("libra_ops::balanced_l1_loss: a gradient needs with_gradient=True")
-    (gradient,) = ctx.saved_tensors
-    if torch.is_grad_enabled():  # create_graph=True
-        gradient = _DifferentiableOnce.apply(gradient)
-    grad_pred = gradient * grad_loss
+    grad_pred = _scale(*ctx.saved_tensors, grad_loss)  # the caller of the op has `gradient` too: it stays as it is
     return grad_pred, -grad_pred if ctx.needs_input_grad[1] else None, *rest
 
 

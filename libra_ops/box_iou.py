@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from libra_ops import _checks
+from libra_ops import _checks, _eager
 
 _KINDS = ("iou", "iof", "giou", "diou", "ciou")
 
@@ -56,20 +56,39 @@ def box_iou(boxes1: Tensor, boxes2: Tensor, kind: Literal["iou", "iof", "giou", 
     _checks.check_no_tangent("boxes2", boxes2)
     _checks.check_choice("kind", kind, _KINDS)
     try:
-        leading = torch.broadcast_shapes(boxes1.shape[:-2], boxes2.shape[:-2])
+        leading = boxes1.shape[:-2]
+        if leading != boxes2.shape[:-2]:
+            leading = torch.broadcast_shapes(leading, boxes2.shape[:-2])
     except RuntimeError:
         raise ValueError(
             f"boxes2: expected leading dimensions that broadcast with boxes1's {list(boxes1.shape[:-2])}, got "
             f"{_checks.describe(boxes2)}"
         ) from None
     dtype = torch.float64 if torch.float64 in (boxes1.dtype, boxes2.dtype) else torch.float32
+    boxes1 = boxes1 if boxes1.dtype == dtype else boxes1.to(dtype)
+    boxes2 = boxes2 if boxes2.dtype == dtype else boxes2.to(dtype)
+    if boxes1.dim() == boxes2.dim() == 2:
+        return _overlaps(boxes1.unsqueeze(0), boxes2.unsqueeze(0), kind).squeeze(0)
     n, m, batch = boxes1.shape[-2], boxes2.shape[-2], math.prod(leading)
-    overlaps = torch.ops.libra_ops.box_iou(
-        boxes1.to(dtype).expand(*leading, n, 4).reshape(batch, n, 4),
-        boxes2.to(dtype).expand(*leading, m, 4).reshape(batch, m, 4),
-        _KINDS.index(kind),
+    overlaps = _overlaps(
+        boxes1.expand(*leading, n, 4).reshape(batch, n, 4), boxes2.expand(*leading, m, 4).reshape(batch, m, 4), kind
     )
     return overlaps.view(*leading, n, m)
+
+
+def _overlaps(boxes1: Tensor, boxes2: Tensor, kind: str) -> Tensor:
+    """[B, N, 4] and [B, M, 4] of one dtype -> [B, N, M]."""
+    number = _KINDS.index(kind)
+    if torch.compiler.is_compiling():
+        return _op(boxes1, boxes2, number)
+    if torch.is_grad_enabled() and (boxes1.requires_grad or boxes2.requires_grad):
+        return _BoxIou.apply(boxes1, boxes2, number)
+    with _eager.below_autograd():
+        return _op(boxes1, boxes2, number)
+
+
+_op = torch.ops.libra_ops.box_iou.default
+_op_backward = torch.ops.libra_ops.box_iou_backward.default
 
 
 @torch.library.register_fake("libra_ops::box_iou")
@@ -88,7 +107,22 @@ def _setup_context(ctx, inputs, output):
 
 
 def _backward(ctx, grad):
-    return *torch.ops.libra_ops.box_iou_backward(grad, *ctx.saved_tensors, ctx.kind), None
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return *_op_backward(grad, *ctx.saved_tensors, ctx.kind), None
+    with _eager.below_autograd():
+        return *_op_backward(grad, *ctx.saved_tensors, ctx.kind), None
+
+
+class _BoxIou(torch.autograd.Function):
+    """The op in eager mode."""
+
+    @staticmethod
+    def forward(ctx, boxes1, boxes2, kind):
+        _setup_context(ctx, (boxes1, boxes2, kind), None)
+        with _eager.below_autograd():
+            return _op(boxes1, boxes2, kind)
+
+    backward = staticmethod(_backward)
 
 
 def _second_backward(ctx, grad1, grad2):

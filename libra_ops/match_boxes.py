@@ -18,7 +18,6 @@ class Matches(NamedTuple):
     state: Tensor  # [B, N] int8: 1 positive, 0 negative, -1 ignored
 
 
-@torch.no_grad()
 def match_boxes(
     boxes: Tensor,
     targets: Tensor,
@@ -77,6 +76,7 @@ def match_boxes(
         raise ValueError(
             f"boxes: expected [N, 4] or a batch of {batch} images like targets, got {_checks.describe(boxes)}"
         )
+    _checks.check_at_most("targets", count, 2**31 - 1, "per image")
     _checks.check_dtype("valid", valid, torch.bool)
     _checks.check_shape("valid", valid, (batch, count), "one flag per target")
     _checks.check_same_device("targets", targets, boxes, "boxes")
@@ -87,14 +87,13 @@ def match_boxes(
         raise ValueError(f"negative_iou: expected at most positive_iou {positive_iou:g}, got {negative_iou:g}")
     if min_positive_iou is not None:
         min_positive_iou = _checks.check_number("min_positive_iou", min_positive_iou, 0, 1)
-    targets = targets.float()
     if crowd is not None:
-        valid, crowd = _split_crowd(crowd, targets, valid)
-    boxes = boxes.float()
+        valid, crowd = _split_crowd(crowd, _constant(targets), valid)
+    boxes = _constant(boxes)
     return Matches(
-        *torch.ops.libra_ops.match_boxes(
+        *_op(
             boxes if boxes.dim() == 3 else boxes.unsqueeze(0),
-            targets,
+            _constant(targets),
             valid,
             crowd,
             positive_iou,
@@ -102,6 +101,15 @@ def match_boxes(
             min_positive_iou,
         )
     )
+
+
+_op = torch.ops.libra_ops.match_boxes.default
+
+
+def _constant(boxes: Tensor) -> Tensor:
+    """As float32, without a gradient: whom a box is matched with has none."""
+    boxes = boxes.detach() if boxes.requires_grad else boxes
+    return boxes if boxes.dtype == torch.float32 else boxes.float()
 
 
 def _split_crowd(crowd: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,7 +127,7 @@ def _split_crowd(crowd: Tensor, targets: Tensor, valid: Tensor) -> tuple[Tensor,
     _checks.check_boxes("crowd", crowd, "[B, C, 4], or bool [B, G]", dims=(3,))
     if crowd.shape[0] != targets.shape[0]:
         raise ValueError(f"crowd: expected a batch of {targets.shape[0]} images, got {_checks.describe(crowd)}")
-    return valid, crowd.float()
+    return valid, _constant(crowd)
 
 
 @torch.library.register_fake("libra_ops::match_boxes")

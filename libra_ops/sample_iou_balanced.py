@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _POSITIVES = ("instance_balanced", "random")
 _BINS = ("paper", "published")
 _MAX_BINS = 64
+_LOWEST, _HIGHEST = -(2**63), 2**63 - 1  # of a seed; torch draws below the highest
 
 
 class Samples(NamedTuple):
@@ -100,9 +101,9 @@ def sample_iou_balanced(
         max_negatives_per_positive = _checks.check_number("max_negatives_per_positive", max_negatives_per_positive, 0)
     _checks.check_choice("positives", positives, _POSITIVES)
     _checks.check_choice("bins", bins, _BINS)
-    samples = torch.ops.libra_ops.sample_iou_balanced(
+    samples = _op(
         index,
-        iou.detach().float(),
+        iou,
         state,
         _draw_seed(index.device, generator),
         num_samples,
@@ -117,6 +118,9 @@ def sample_iou_balanced(
     return Samples(*samples)
 
 
+_op = torch.ops.libra_ops.sample_iou_balanced.default
+
+
 def _check_matches(matches: object) -> tuple[Tensor, Tensor, Tensor]:
     if not isinstance(matches, (tuple, list)) or len(matches) != 3:
         got = f"{len(matches)} elements" if isinstance(matches, (tuple, list)) else type(matches).__name__
@@ -128,16 +132,20 @@ def _check_matches(matches: object) -> tuple[Tensor, Tensor, Tensor]:
     if index.dim() != 2:
         got = _checks.describe(index)
         raise ValueError(f"matches.index: expected shape [B, N], got {got}; for one image pass index[None]")
+    _checks.check_at_most("matches.index", index.shape[0], 2**31 - 1, "images")
+    _checks.check_at_most("matches.index", index.shape[1], 2**30, "candidates")
     for name, value in (("matches.iou", iou), ("matches.state", state)):
         _checks.check_shape(name, value, index.shape, "that of matches.index")
         _checks.check_same_device(name, value, index, "matches.index")
-    return index, iou, state
+    iou = iou.detach() if iou.requires_grad else iou
+    return index, iou if iou.dtype == torch.float32 else iou.float(), state
 
 
 def _check_interval(interval: object) -> tuple[float, float]:
-    if not isinstance(interval, Sequence) or len(interval) != 2:
+    if not isinstance(interval, (tuple, list, Sequence)) or len(interval) != 2:
         raise ValueError(f"interval: expected (low, high), got {interval!r}")
-    low, high = (_checks.check_number("interval", value, -math.inf) for value in interval)
+    low = _checks.check_number("interval", interval[0], -math.inf)
+    high = _checks.check_number("interval", interval[1], -math.inf)
     if not low < high:
         raise ValueError(f"interval: expected low < high, got {interval!r}")
     return low, high
@@ -145,6 +153,9 @@ def _check_interval(interval: object) -> tuple[float, float]:
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """[1] int64 on `device`. No call waits for the device."""
+    if device.type == "cpu" and generator is None:
+        # With a generator named, if only None: for the other overload torch.compile has random numbers of its own.
+        return torch.randint(_LOWEST, _HIGHEST, (1,), device=device, generator=None)
     compiling = torch.compiler.is_compiling()
     capturing = not compiling and device.type == "cuda" and torch.cuda.is_initialized()
     capturing = capturing and torch.cuda.is_current_stream_capturing()
@@ -160,7 +171,7 @@ def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tenso
                 "generator: expected one on the GPU while a CUDA graph is captured (a CPU generator would give every "
                 "replay the same samples); pass torch.Generator(device) registered with the graph, or none"
             )
-    seed = torch.randint(-(2**63), 2**63 - 1, (1,), dtype=torch.int64, device=source, generator=generator)
+    seed = torch.randint(_LOWEST, _HIGHEST, (1,), device=source, generator=generator)
     return seed.to(device, non_blocking=True)
 
 

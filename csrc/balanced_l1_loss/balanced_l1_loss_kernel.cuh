@@ -1,7 +1,10 @@
-// balanced_l1_loss on the GPU: one pass over pred, target and weight writes loss and gradient; no torch headers.
+// balanced_l1_loss on the GPU: one launch reads pred, target and weight once and writes loss and gradient; no torch
+// headers.
 //
-// A sum is deterministic: every block adds a fixed set of elements in a fixed order and writes one partial sum in
-// double; a second kernel of one block adds the partials in a fixed order.
+// Memory binds, so a thread takes four neighbours at a time in 16-byte accesses, and asks for several such groups
+// before it uses the first. A sum is deterministic: every block adds a fixed set of elements in a fixed order and
+// leaves one partial sum in double, and the block that ends last adds those in a fixed order. How many blocks there are
+// depends on n alone, so the result does not depend on the GPU.
 #pragma once
 
 #include "balanced_l1_loss/balanced_l1_loss_math.h"
@@ -10,64 +13,201 @@
 namespace libra {
 
 constexpr int kLossThreads = 256;
-constexpr int kLossMaxBlocks = 1024;  // partial sums, whatever the GPU: the result does not depend on its size
+constexpr int kLossMaxBlocks = 4096;     // each leaves a partial sum that the last one adds
+constexpr int64_t kLossOneBlock = 2048;  // elements up to which one block ends sooner than several that must meet
+constexpr int64_t kLossWide = 1 << 18;   // elements from which on a thread has two groups in flight: the GPU is full
+constexpr int kLossTickets = 1 << 14;    // 64 KiB
 
-// grid [blocks], block [kLossThreads]. n elements; weight, loss, gradient and partial may be null.
-template <bool kPublished, class T>
-__global__ void __launch_bounds__(kLossThreads)
-    balanced_l1_kernel(const T* __restrict__ pred, const T* __restrict__ target, const T* __restrict__ weight,
-                       T* __restrict__ loss, T* __restrict__ gradient, double* __restrict__ partial, int64_t n,
-                       BalancedL1<T> constants, T gradient_scale) {
-  const int64_t stride = static_cast<int64_t>(gridDim.x) * kLossThreads;
-  double sum = 0;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kLossThreads + threadIdx.x; i < n; i += stride) {
-    const T factor = weight ? weight[i] : T(1);
-    T value = T(0), slope = T(0);
-    if (factor != T(0)) {
-      balanced_l1<kPublished>(pred[i] - target[i], constants, value, slope);
-      value *= factor;
-      slope *= factor * gradient_scale;
-    }
-    if (loss) loss[i] = value;
-    if (gradient) gradient[i] = slope;
-    sum += static_cast<double>(value);
+// How many blocks of a launch have ended: zero before it and after it, so that a graph can be replayed. Launches that
+// may run at the same time use different tickets.
+static __device__ unsigned loss_tickets[kLossTickets];
+
+// For a launch that adds up.
+struct LossSum {
+  double* partial;  // [blocks + 1]; null with one block
+  int ticket;       // in loss_tickets; -1: the word behind the partial sums, which the launcher sets to zero
+  double divisor;
+};
+
+template <class T>
+struct LossTensors {  // of n elements
+  const T* pred;
+  const T* target;
+  const T* weight;  // null: 1
+  bool per_box;     // weight has one element for every four of pred
+  T* loss;          // null: it is added up
+  T* gradient;      // null: it is not wanted
+};
+
+// Four neighbours: one 16-byte access of float, two of double.
+template <class T>
+struct alignas(16) LossGroup {
+  T value[4];
+};
+
+// Elements [first, first + 4), those from n on as 0. kWhole: all of them exist, at a multiple of 16 bytes.
+template <bool kWhole, class T>
+__device__ __forceinline__ LossGroup<T> load_group(const T* __restrict__ from, int64_t first, int64_t n) {
+  if constexpr (kWhole) return *reinterpret_cast<const LossGroup<T>*>(from + first);
+  LossGroup<T> group{};
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    if (first + k < n) group.value[k] = from[first + k];
   }
-  if (!partial) return;
-  sum = block_sum<kLossThreads>(sum);
-  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+  return group;
 }
 
-// One block adds the partial sums: loss = total * scale.
+template <bool kWhole, class T>
+__device__ __forceinline__ void store_group(T* __restrict__ to, int64_t first, int64_t n, const LossGroup<T>& group) {
+  if constexpr (kWhole) {
+    *reinterpret_cast<LossGroup<T>*>(to + first) = group;
+  } else {
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      if (first + k < n) to[first + k] = group.value[k];
+    }
+  }
+}
+
+constexpr int kLossApart = 4 * kLossThreads;  // elements from one of a thread's groups to the next
+
+// The loss and the gradient of kGroups groups of a thread, the first at element `first`. Returns the sum of the losses.
+template <bool kPublished, bool kWhole, int kGroups, class T>
+__device__ __forceinline__ T balanced_l1_groups(const LossTensors<T>& tensors, int64_t first, int64_t n,
+                                                const BalancedL1<T>& constants, T gradient_scale) {
+  LossGroup<T> pred[kGroups], target[kGroups], weight[kGroups];
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    const int64_t at = first + g * kLossApart;
+    pred[g] = load_group<kWhole>(tensors.pred, at, n);
+    target[g] = load_group<kWhole>(tensors.target, at, n);
+    if (!tensors.weight) {
+      weight[g] = {{T(1), T(1), T(1), T(1)}};
+    } else if (tensors.per_box) {
+      const T whole = at < n ? tensors.weight[at / 4] : T(0);
+      weight[g] = {{whole, whole, whole, whole}};
+    } else {
+      weight[g] = load_group<kWhole>(tensors.weight, at, n);
+    }
+  }
+  T sum = T(0);
+#pragma unroll
+  for (int g = 0; g < kGroups; ++g) {
+    LossGroup<T> losses, slopes;
+    T group_sum = T(0);
+#pragma unroll
+    for (int k = 0; k < 4; ++k) {
+      const T factor = weight[g].value[k], difference = pred[g].value[k] - target[g].value[k];
+      T value, slope;
+      balanced_l1<kPublished>(factor == T(0) ? T(0) : difference, constants, value, slope);
+      losses.value[k] = value * factor;
+      slopes.value[k] = slope * (factor * gradient_scale);
+      group_sum += losses.value[k];
+    }
+    sum += group_sum;
+    const int64_t at = first + g * kLossApart;
+    if (tensors.loss) store_group<kWhole>(tensors.loss, at, n, losses);
+    if (tensors.gradient) store_group<kWhole>(tensors.gradient, at, n, slopes);
+  }
+  return sum;
+}
+
+// Every thread of every block calls it. The block that ends last adds the partial sums; its thread 0 writes the loss.
+// The partial sums pass from block to block as atomics, which all of them see alike.
 template <class T>
+__device__ __forceinline__ void add_up(double sum, const LossSum& sums, T* total) {
+  constexpr int kInFlight = 8;  // partial sums that a thread asks for at a time
+  SHARED(bool, is_last);
+  auto* partial = reinterpret_cast<unsigned long long*>(sums.partial);
+  unsigned* ticket =
+      sums.ticket < 0 ? reinterpret_cast<unsigned*>(sums.partial + gridDim.x) : loss_tickets + sums.ticket;
+  sum = block_sum<kLossThreads>(sum);
+  if (gridDim.x > 1) {
+    if (threadIdx.x == 0) {
+      atomicExch(partial + blockIdx.x, static_cast<unsigned long long>(__double_as_longlong(sum)));
+      __threadfence();
+      is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
+    }
+    __syncthreads();
+    if (!is_last) return;
+    __threadfence();
+    sum = 0;
+    for (unsigned start = threadIdx.x; start < gridDim.x; start += kInFlight * kLossThreads) {
+      double parts[kInFlight];
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) {
+        const unsigned i = start + k * kLossThreads;
+        parts[k] = i < gridDim.x ? __longlong_as_double(static_cast<long long>(atomicAdd(partial + i, 0ull))) : 0.0;
+      }
+#pragma unroll
+      for (int k = 0; k < kInFlight; ++k) sum += parts[k];
+    }
+    sum = block_sum<kLossThreads>(sum);
+    if (threadIdx.x == 0) atomicExch(ticket, 0u);
+  }
+  if (threadIdx.x == 0) *total = static_cast<T>(sum / sums.divisor);
+}
+
+// grid [blocks], block [kLossThreads]. aligned: all of `tensors` begin at a multiple of 16 bytes.
+template <bool kPublished, int kGroups, class T>
 __global__ void __launch_bounds__(kLossThreads)
-    balanced_l1_total_kernel(const double* __restrict__ partial, int count, double divisor, T* __restrict__ loss) {
+    balanced_l1_kernel(LossTensors<T> tensors, bool aligned, int64_t n, BalancedL1<T> constants, T gradient_scale,
+                       LossSum sums, T* total) {
+  constexpr int kChunk = kGroups * kLossApart;
   double sum = 0;
-  for (int i = threadIdx.x; i < count; i += kLossThreads) sum += partial[i];
-  sum = block_sum<kLossThreads>(sum);
-  if (threadIdx.x == 0) *loss = static_cast<T>(sum / divisor);
+  for (int64_t chunk = static_cast<int64_t>(blockIdx.x) * kChunk; chunk < n;
+       chunk += static_cast<int64_t>(gridDim.x) * kChunk) {
+    const int64_t first = chunk + 4 * threadIdx.x;
+    T part = T(0);
+    if (aligned && chunk + kChunk <= n) {
+      part = balanced_l1_groups<kPublished, true, kGroups>(tensors, first, n, constants, gradient_scale);
+    } else {
+#pragma unroll 1
+      for (int g = 0; g < kGroups; ++g) {  // the same sum in the same order
+        part += balanced_l1_groups<kPublished, false, 1>(tensors, first + g * kLossApart, n, constants, gradient_scale);
+      }
+    }
+    sum += static_cast<double>(part);
+  }
+  if (total) add_up(sum, sums, total);
 }
 
-// Blocks that n elements take, and so the number of doubles in `partial`.
-inline int balanced_l1_blocks(int64_t n) {
-  const int64_t blocks = (n + kLossThreads - 1) / kLossThreads;
-  return static_cast<int>(blocks < 1 ? 1 : blocks > kLossMaxBlocks ? kLossMaxBlocks : blocks);
+inline bool loss_is_wide(int64_t n, size_t bytes_per_element) { return n >= kLossWide && bytes_per_element == 4; }
+
+// Blocks that n elements take; `partial` has one double more.
+inline int balanced_l1_blocks(int64_t n, size_t bytes_per_element) {
+  if (n <= kLossOneBlock) return 1;
+  const int64_t chunk = kLossApart * (loss_is_wide(n, bytes_per_element) ? 2 : 1);
+  const int64_t blocks = (n + chunk - 1) / chunk;
+  return static_cast<int>(blocks < kLossMaxBlocks ? blocks : kLossMaxBlocks);
 }
 
-// loss has n elements, or one; gradient n or is null; partial balanced_l1_blocks(n), or is null for Reduction::kNone.
+// total: the reduced loss; null for Reduction::kNone. partial: of balanced_l1_blocks() + 1 elements; null for kNone and
+// with one block. ticket: as in LossSum.
 template <class T>
-cudaError_t launch_balanced_l1_loss(const T* pred, const T* target, const T* weight, T* loss, T* gradient,
-                                    double* partial, int64_t n, const BalancedL1<T>& constants, Reduction reduction,
-                                    cudaStream_t stream) {
-  const bool each = reduction == Reduction::kNone;
+cudaError_t launch_balanced_l1_loss(const LossTensors<T>& tensors, T* total, double* partial, int ticket, int64_t n,
+                                    const BalancedL1<T>& constants, Reduction reduction, cudaStream_t stream) {
+  const bool each = reduction == Reduction::kNone, mean = reduction == Reduction::kMean;
   if (each && n == 0) return cudaSuccess;
-  const T scale = reduction == Reduction::kMean ? T(1) / static_cast<T>(n) : T(1);
-  const int blocks = balanced_l1_blocks(n);
-  const auto kernel = constants.published ? balanced_l1_kernel<true, T> : balanced_l1_kernel<false, T>;
-  const cudaError_t error = launch(kernel, dim3(blocks), dim3(kLossThreads), 0, stream, pred, target, weight,
-                                   each ? loss : nullptr, gradient, partial, n, constants, scale);
-  if (each || error != cudaSuccess) return error;
-  const double divisor = reduction == Reduction::kMean ? static_cast<double>(n) : 1.0;
-  return launch(balanced_l1_total_kernel<T>, dim3(1), dim3(kLossThreads), 0, stream, partial, blocks, divisor, loss);
+  const int blocks = balanced_l1_blocks(n, sizeof(T));
+  if (!each && blocks > 1 && ticket < 0) {
+    const cudaError_t error = cudaMemsetAsync(partial + blocks, 0, sizeof(double), stream);
+    if (error != cudaSuccess) return error;
+  }
+  uintptr_t bits = reinterpret_cast<uintptr_t>(tensors.pred) | reinterpret_cast<uintptr_t>(tensors.target) |
+                   reinterpret_cast<uintptr_t>(tensors.loss) | reinterpret_cast<uintptr_t>(tensors.gradient);
+  if (!tensors.per_box) bits |= reinterpret_cast<uintptr_t>(tensors.weight);
+  const auto run = [&](auto kernel) {
+    return launch(kernel, dim3(blocks), dim3(kLossThreads), 0, stream, tensors, bits % 16 == 0, n, constants,
+                  mean ? T(1) / static_cast<T>(n) : T(1), LossSum{partial, ticket, mean ? static_cast<double>(n) : 1.0},
+                  total);
+  };
+  if constexpr (sizeof(T) == 4) {
+    if (loss_is_wide(n, sizeof(T))) {
+      return constants.published ? run(balanced_l1_kernel<true, 2, T>) : run(balanced_l1_kernel<false, 2, T>);
+    }
+  }
+  return constants.published ? run(balanced_l1_kernel<true, 1, T>) : run(balanced_l1_kernel<false, 1, T>);
 }
 
 }  // namespace libra

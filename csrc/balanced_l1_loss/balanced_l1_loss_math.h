@@ -32,76 +32,118 @@ struct BalancedL1 {
   }
 };
 
-// ln(1 + x) for x >= 0. On the GPU the library's; on the CPU one that compilers turn into vector code: u = 1 + x is
-// split into 2^k m with m in [sqrt(1/2), sqrt(2)), and ln m is a polynomial in f = m - 1 whose error is below 1 ulp.
-// The last factor takes back what rounding 1 + x lost.
-LIBRA_HOST_DEVICE float log1p_nonnegative(float x) {
-#ifdef __CUDA_ARCH__
-  return log1pf(x);
-#else
-  const float u = 1.0f + x;
-  uint32_t bits;
-  std::memcpy(&bits, &u, sizeof bits);
+// ln(1 + u) for u >= 0, and for u below kSmall the `excess` ((1 + u) ln(1 + u) - u) / u, whose formula cancels there.
+template <class T>
+struct Logarithm {
+  T value, excess;
+};
+
+template <class T>
+constexpr T kSmall = sizeof(T) == 4 ? T(0.414)       // where split_one_plus() gives exponent 0
+                                    : T(1.0 / 256);  // where what the series below leaves out is less than rounding
+
+LIBRA_HOST_DEVICE Logarithm<double> logarithm_of_one_plus(double u) {
+  double series = 1.0 / 56;
+  series = series * u - 1.0 / 42;
+  series = series * u + 1.0 / 30;
+  series = series * u - 1.0 / 20;
+  series = series * u + 1.0 / 12;
+  series = series * u - 1.0 / 6;
+  series = series * u + 1.0 / 2;
+  return {log1p(u), series * u};
+}
+
+// The logarithm of float32, without a branch or a division, so that a CPU's compiler makes vector code of it, and a GPU
+// has several under way. Its first step: 1 + u = 2^exponent (1 + f) with 1 + f in [sqrt(1/2), sqrt(2)). f is
+// u 2^-exponent + (2^-exponent - 1), rounded once, relative to f: no digit of a small u is lost. u is at most e^80.
+struct Split {
+  float f, exponent;
+};
+
+LIBRA_HOST_DEVICE Split split_one_plus(float u) {
+  const float one_plus = 1.0f + u;
+  uint32_t bits, scaled_bits;
+  std::memcpy(&bits, &one_plus, sizeof bits);
+  std::memcpy(&scaled_bits, &u, sizeof scaled_bits);
   const int32_t exponent = static_cast<int32_t>(bits - 0x3f3504f3u) >> 23;
-  bits -= static_cast<uint32_t>(exponent) << 23;
-  float f;
-  std::memcpy(&f, &bits, sizeof f);
-  f -= 1.0f;
-  // ln(1 + f) = f - f^2/2 + f^3 p(f) on [sqrt(1/2) - 1, sqrt(2) - 1]; coefficients: Cephes logf (S. Moshier).
-  float p = 7.0376836292e-2f;
-  p = p * f - 1.1514610310e-1f;
-  p = p * f + 1.1676998740e-1f;
-  p = p * f - 1.2420140846e-1f;
-  p = p * f + 1.4249322787e-1f;
-  p = p * f - 1.6668057665e-1f;
-  p = p * f + 2.0000714765e-1f;
-  p = p * f - 2.4999993993e-1f;
-  p = p * f + 3.3333331174e-1f;
-  const float square = f * f, k = static_cast<float>(exponent);
-  float logarithm = f * square * p;
-  logarithm += -2.12194440e-4f * k - 0.5f * square;
-  logarithm += f;
-  logarithm += 0.693359375f * k;
-  const float rounded = u - 1.0f;
-  return rounded == 0.0f ? x : logarithm * (x / rounded);
+  const uint32_t shift = static_cast<uint32_t>(exponent) << 23;
+  const uint32_t power_bits = 0x3f800000u - shift;
+  scaled_bits -= shift;
+  float scaled, power;
+  std::memcpy(&scaled, &scaled_bits, sizeof scaled);
+  std::memcpy(&power, &power_bits, sizeof power);
+  return {scaled + (power - 1.0f), static_cast<float>(exponent)};
+}
+
+// a b + c: on the GPU, where that is one instruction, rounded once.
+LIBRA_HOST_DEVICE float multiply_add(float a, float b, float c) {
+#ifdef __CUDA_ARCH__
+  return __fmaf_rn(a, b, c);
+#else
+  return a * b + c;
 #endif
 }
 
-LIBRA_HOST_DEVICE double log1p_nonnegative(double x) { return log1p(x); }
+// The second step: ln(1 + f) = f + f^2 (f p(f) - 1/2) with the polynomial p of the least relative error, which is below
+// 1e-8; in pairs, which wait less for each other. Where the exponent is 0, f is u, and the excess is a sum of the same
+// terms that does not cancel.
+LIBRA_HOST_DEVICE Logarithm<float> logarithm_of(const Split& split) {
+  const float f = split.f, square = f * f;
+  const float low = multiply_add(square, multiply_add(-1.662335545e-1f, f, 2.000122666e-1f),
+                                 multiply_add(-2.500082254e-1f, f, 3.333333135e-1f));
+  const float high = multiply_add(square, multiply_add(-7.634538412e-2f, f, 1.276164055e-1f),
+                                  multiply_add(-1.316019744e-1f, f, 1.420175135e-1f));
+  const float p = multiply_add(square * square, high, low), rest = multiply_add(f, p, -0.5f);
+  return {multiply_add(0.693147181f, split.exponent, multiply_add(square, rest, f)),
+          f * multiply_add(f, p + rest, 0.5f)};
+}
 
-// ((1 + u) ln(1 + u) - u) / u for small u >= 0, as a series: the formula itself cancels there.
+LIBRA_HOST_DEVICE Logarithm<float> logarithm_of_one_plus(float u) { return logarithm_of(split_one_plus(u)); }
+
+// One instruction each, in scalar and in vector code.
+LIBRA_HOST_DEVICE float absolute(float value) { return fabsf(value); }
+LIBRA_HOST_DEVICE double absolute(double value) { return fabs(value); }
+LIBRA_HOST_DEVICE float with_sign_of(float value, float other) { return copysignf(value, other); }
+LIBRA_HOST_DEVICE double with_sign_of(double value, double other) { return copysign(value, other); }
+
+// The u whose logarithm the formula takes.
 template <class T>
-LIBRA_HOST_DEVICE T small_excess(T u) {
-  T series = T(1.0 / 56);
-  series = series * u - T(1.0 / 42);
-  series = series * u + T(1.0 / 30);
-  series = series * u - T(1.0 / 20);
-  series = series * u + T(1.0 / 12);
-  series = series * u - T(1.0 / 6);
-  series = series * u + T(1.0 / 2);
-  return series * u;
+LIBRA_HOST_DEVICE T scaled_error(T error, const BalancedL1<T>& c) {
+  const T x = absolute(error);
+  return c.scale * (x < c.beta ? x : c.beta);
+}
+
+// Loss and gradient of an error whose logarithm_of_one_plus(scaled_error()) is known.
+template <bool kPublished, class T>
+LIBRA_HOST_DEVICE void balanced_l1(T error, const Logarithm<T>& logarithm, const BalancedL1<T>& c, T& loss,
+                                   T& gradient) {
+  const T x = absolute(error);
+  const bool inside = x < c.beta;
+  const T inner = inside ? x : c.beta, scaled = c.scale * inner;
+  T slope = c.alpha * logarithm.value, small = inner * logarithm.excess, steepest = c.gamma;
+  if constexpr (kPublished) {
+    slope += c.alpha * ((inner + c.shift) * c.scale / (T(1) + scaled) - T(1));
+    small = inner * c.inverse_beta * (logarithm.excess + c.step * (T(1) - logarithm.value));
+    steepest += c.alpha * c.inverse_beta;
+  }
+  const T curve = c.alpha * (scaled < kSmall<T> ? small : (inner + c.shift) * logarithm.value - inner);
+  const T line = c.gamma * x;
+  loss = inside ? curve : line + c.offset;
+  slope = inside ? slope : c.gamma;
+  const T above = line + steepest;  // no slope is beyond it, but for a NaN it is one: then so is the minimum
+  slope = slope < above ? slope : above;
+  if constexpr (kPublished) {  // whose slope is not 0 at 0, and negative beside it where beta is above 1
+    slope = x == T(0) ? T(0) : slope;
+    gradient = slope * with_sign_of(T(1), error);
+  } else {
+    gradient = with_sign_of(slope, error);
+  }
 }
 
 // `error` is pred - target. A masked element (weight 0) is not passed here: it counts nothing, whatever it holds.
 template <bool kPublished, class T>
 LIBRA_HOST_DEVICE void balanced_l1(T error, const BalancedL1<T>& c, T& loss, T& gradient) {
-  const T x = error < T(0) ? -error : error;
-  const bool inside = x < c.beta;
-  const T inner = inside ? x : (x == x ? c.beta : x);               // a NaN stays one
-  constexpr T kSmall = sizeof(T) == 4 ? T(1.0 / 8) : T(1.0 / 256);  // what the series leaves out is below rounding
-  const T scaled = c.scale * inner, logarithm = log1p_nonnegative(scaled);
-  T slope = c.alpha * logarithm, small = c.alpha * inner;
-  if constexpr (kPublished) {
-    slope += c.alpha * ((inner + c.shift) * c.scale / (T(1) + scaled) - T(1));
-    small = small * c.inverse_beta * (small_excess(scaled) + c.step * (T(1) - logarithm));
-  } else {
-    small *= small_excess(scaled);
-  }
-  const T curve = scaled < kSmall ? small : c.alpha * ((inner + c.shift) * logarithm - inner);
-  const bool outside = x >= c.beta;
-  loss = outside ? c.gamma * x + c.offset : curve;
-  slope = outside ? c.gamma : slope;
-  gradient = error < T(0) ? -slope : (error == T(0) ? T(0) : slope);
+  balanced_l1<kPublished>(error, logarithm_of_one_plus(scaled_error(error, c)), c, loss, gradient);
 }
 
 }  // namespace libra

@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "box_iou/box_iou_math.h"
+#include "common/allocate.h"
 #include "common/tensor.h"
 
 namespace libra {
@@ -34,13 +35,13 @@ struct BoxIouArguments {
     check_size(gradient, 0, batch, "grad");
     check_size(gradient, 1, n, "grad");
     check_size(gradient, 2, m, "grad");
-    return torch::stable::contiguous(gradient);
+    return make_contiguous(gradient);
   }
 
  private:
   // Contiguous, and aligned to a box of float32: a view may begin anywhere.
   static Tensor whole(const Tensor& boxes) {
-    Tensor whole = torch::stable::contiguous(boxes);
+    Tensor whole = make_contiguous(boxes);
     return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 16 ? torch::stable::clone(whole) : whole;
   }
 };

@@ -5,6 +5,7 @@
 
 #include "box_iou/box_iou_check.h"
 #include "box_iou/box_iou_cpu_kernel.h"
+#include "common/allocate.h"
 
 namespace libra {
 namespace {
@@ -22,7 +23,7 @@ void backward(const BoxIouArguments& a, const Tensor& gradient, Tensor& grad1, T
 
 Tensor box_iou_cpu(Tensor boxes1, Tensor boxes2, int64_t kind) {
   const auto arguments = BoxIouArguments::check(boxes1, boxes2, kind);
-  Tensor overlaps = torch::stable::new_empty(boxes1, {arguments.batch, arguments.n, arguments.m});
+  Tensor overlaps = make_empty(boxes1, {arguments.batch, arguments.n, arguments.m});
   boxes1.scalar_type() == ScalarType::Float ? forward<float>(arguments, overlaps)
                                             : forward<double>(arguments, overlaps);
   return overlaps;
@@ -31,8 +32,8 @@ Tensor box_iou_cpu(Tensor boxes1, Tensor boxes2, int64_t kind) {
 std::tuple<Tensor, Tensor> box_iou_backward_cpu(Tensor grad, Tensor boxes1, Tensor boxes2, int64_t kind) {
   const auto arguments = BoxIouArguments::check(boxes1, boxes2, kind);
   const Tensor gradient = arguments.check_gradient(grad);
-  Tensor grad1 = torch::stable::new_empty(boxes1, boxes1.sizes());
-  Tensor grad2 = torch::stable::new_empty(boxes2, boxes2.sizes());
+  Tensor grad1 = make_empty(boxes1, boxes1.sizes());
+  Tensor grad2 = make_empty(boxes2, boxes2.sizes());
   boxes1.scalar_type() == ScalarType::Float ? backward<float>(arguments, gradient, grad1, grad2)
                                             : backward<double>(arguments, gradient, grad1, grad2);
   return {grad1, grad2};

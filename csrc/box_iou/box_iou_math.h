@@ -63,17 +63,29 @@ LIBRA_FORMULA T intersection(const Box<T>& a, const Box<T>& b) {
   return width * height;
 }
 
+// How the formulas divide. box_iou_quotient.h has another way, of the same results, for the GPU.
+struct AnyDivision {
+  template <class T>
+  LIBRA_FORMULA static T divide(T a, T b) {
+    return a / b;
+  }
+  template <class T>
+  LIBRA_FORMULA static T inverse(T value) {
+    return T(1) / value;
+  }
+};
+
 // The areas come from area(): a loop over pairs computes them once per box.
-template <class T>
+template <class Division = AnyDivision, class T>
 LIBRA_FORMULA T iou(const Box<T>& a, T area_a, const Box<T>& b, T area_b) {
   const T inter = intersection(a, b);
-  return inter / at_least(area_a + area_b - inter, kSmallestArea);
+  return Division::divide(inter, at_least(area_a + area_b - inter, kSmallestArea));
 }
 
 // The share of a that b covers.
-template <class T>
+template <class Division = AnyDivision, class T>
 LIBRA_FORMULA T iof(const Box<T>& a, T area_a, const Box<T>& b) {
-  return intersection(a, b) / at_least(area_a, kSmallestArea);
+  return Division::divide(intersection(a, b), at_least(area_a, kSmallestArea));
 }
 
 // A box with what the formulas need of it alone: computed once per box.
@@ -93,28 +105,28 @@ LIBRA_FORMULA Side<T> make_side(const Box<T>& box) {
   return side;
 }
 
-template <Kind kind, class T>
+template <Kind kind, class Division = AnyDivision, class T>
 LIBRA_FORMULA T overlap(const Side<T>& first, const Side<T>& second) {
   const Box<T>& a = first.box;
   const Box<T>& b = second.box;
   if constexpr (kind == Kind::kIof) {
-    return iof(a, first.area, b);
+    return iof<Division>(a, first.area, b);
   } else if constexpr (kind == Kind::kIou) {
-    return iou(a, first.area, b, second.area);
+    return iou<Division>(a, first.area, b, second.area);
   } else {
     const T inter = intersection(a, b);
     const T joint = first.area + second.area - inter;
-    const T ratio = inter / at_least(joint, kSmallestArea);
+    const T ratio = Division::divide(inter, at_least(joint, kSmallestArea));
     const T hull_width = at_least(maximum(a.x2, b.x2) - minimum(a.x1, b.x1), 0.0);
     const T hull_height = at_least(maximum(a.y2, b.y2) - minimum(a.y1, b.y1), 0.0);
     if constexpr (kind == Kind::kGiou) {
       const T hull = hull_width * hull_height;
-      return ratio - (hull - joint) / at_least(hull, kSmallestArea);
+      return ratio - Division::divide(hull - joint, at_least(hull, kSmallestArea));
     } else {
       const T dx = (a.x1 + a.x2 - b.x1 - b.x2) * T(0.5);
       const T dy = (a.y1 + a.y2 - b.y1 - b.y2) * T(0.5);
       const T diagonal = hull_width * hull_width + hull_height * hull_height;
-      const T diou = ratio - (dx * dx + dy * dy) / at_least(diagonal, kSmallestArea);
+      const T diou = ratio - Division::divide(dx * dx + dy * dy, at_least(diagonal, kSmallestArea));
       if constexpr (kind == Kind::kDiou) {
         return diou;
       } else {

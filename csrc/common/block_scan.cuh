@@ -1,5 +1,7 @@
-// Prefix sums over a block.
+// Prefix sums over a warp and over a block, and places in a list for those who want one.
 #pragma once
+
+#include <cstdint>
 
 #include "common/block_reduce.cuh"
 
@@ -32,6 +34,15 @@ __device__ __forceinline__ T block_exclusive_sum(T value, T& total) {
   total = warps[kWarps - 1];
   __syncthreads();  // warps may be written again
   return before + inclusive - value;
+}
+
+// A whole warp calls it: a place of its own, from *length on, for each lane that wants one, by one atomic addition.
+__device__ __forceinline__ uint32_t warp_append(bool wanted, uint32_t* length) {
+  const unsigned lanes = __ballot_sync(kFullWarp, wanted), lane = threadIdx.x % 32;
+  if (lanes == 0) return 0;
+  uint32_t begin = 0;
+  if (lane == 0) begin = atomicAdd(length, static_cast<uint32_t>(__popc(lanes)));
+  return __shfl_sync(kFullWarp, begin, 0) + static_cast<uint32_t>(__popc(lanes & ((1u << lane) - 1)));
 }
 
 }  // namespace libra

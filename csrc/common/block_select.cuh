@@ -11,18 +11,17 @@
 
 namespace libra {
 
-constexpr int kSelectCounters = 8192;  // 32 KiB of shared memory: the histograms of all groups
-constexpr int kSelectMaxGroups = 64;
-
 // Every thread of a block of kThreads calls it; a barrier must stand between it and the writes of its arguments.
 //   need [groups], shared: how many numbers to take, fewer than the group has; 0: the group is settled already. 0 in
 //   the end. limit [groups], shared: set for groups with need > 0: exactly `need` of the group's numbers are <= limit.
-//   histogram [kSelectCounters], shared, any content.
+//   histogram [kCounters], shared, any content: at least 32 for each group.
 //   group_of(i), number_of(i): of element i in [0, n); numbers of one group differ; group -1 takes no part.
-template <int kThreads, class GroupOf, class NumberOf>
-__device__ void block_select(int groups, uint32_t* need, uint64_t* limit, uint32_t* histogram, int n, GroupOf group_of,
-                             NumberOf number_of) {
-  const int bits = groups <= kSelectCounters / 256 ? 8 : 7, lane = threadIdx.x % 32;
+template <int kThreads, int kCounters, class GroupOf, class NumberOf>
+__device__ __forceinline__ void block_select(int groups, uint32_t* need, uint64_t* limit, uint32_t* histogram, int n,
+                                             GroupOf group_of, NumberOf number_of) {
+  int bits = 8;
+  while (groups << bits > kCounters) --bits;
+  const int lane = threadIdx.x % 32;
   bool pending;
   int top = 64;  // the bits from here on are known
   do {

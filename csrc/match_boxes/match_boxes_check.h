@@ -4,6 +4,7 @@
 #include <limits>
 #include <optional>
 
+#include "common/allocate.h"
 #include "common/tensor.h"
 #include "match_boxes/match_boxes_math.h"
 
@@ -37,9 +38,9 @@ struct MatchArguments {
     check_size(valid, 0, batch, "valid");
     check_size(valid, 1, count, "valid");
     STD_TORCH_CHECK(count <= std::numeric_limits<int32_t>::max(), "targets: expected at most 2^31 - 1 per image");
-    MatchArguments result{torch::stable::contiguous(boxes),
-                          torch::stable::contiguous(targets),
-                          torch::stable::contiguous(valid),
+    MatchArguments result{make_contiguous(boxes, 4),
+                          make_contiguous(targets, 4),
+                          make_contiguous(valid, 1),
                           std::nullopt,
                           batch,
                           boxes.size(1),
@@ -52,16 +53,16 @@ struct MatchArguments {
       check_boxes(*crowd, "crowd");
       check_size(*crowd, 0, batch, "crowd");
       check_same_device(*crowd, boxes, "crowd");
-      result.crowd = torch::stable::contiguous(*crowd);
+      result.crowd = make_contiguous(*crowd, 4);
       result.crowd_per_image = crowd->size(1);
     }
     return result;
   }
 
   MatchOutputs outputs() const {
-    return {torch::stable::new_empty(boxes, {batch, boxes_per_image}, ScalarType::Long),
-            torch::stable::new_empty(boxes, {batch, boxes_per_image}, ScalarType::Float),
-            torch::stable::new_empty(boxes, {batch, boxes_per_image}, ScalarType::Char)};
+    return {make_empty(boxes, {batch, boxes_per_image}, ScalarType::Long),
+            make_empty(boxes, {batch, boxes_per_image}, ScalarType::Float),
+            make_empty(boxes, {batch, boxes_per_image}, ScalarType::Char)};
   }
 
  private:

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor, Tensor> match_boxes_cpu(Tensor boxes, Tensor targets,
                                                    double negative_iou, std::optional<double> min_positive_iou) {
   const auto a = MatchArguments::check(boxes, targets, valid, crowd, positive_iou, negative_iou, min_positive_iou);
   MatchOutputs outputs = a.outputs();
-  match_boxes({read<Box<float>>(a.boxes), read<Box<float>>(a.targets), read<bool>(a.valid),
+  match_boxes({read<Box<float>>(a.boxes), read<Box<float>>(a.targets), read<uint8_t>(a.valid),
                a.crowd ? read<Box<float>>(*a.crowd) : nullptr, a.batch, a.boxes_per_image, a.targets_per_image,
                a.crowd_per_image, a.shared_boxes, a.rules},
               {write<int64_t>(outputs.index), write<float>(outputs.iou), write<signed char>(outputs.state)},

@@ -8,6 +8,11 @@
 namespace libra {
 namespace {
 
+// Boxes are read 16 bytes at a time; a view may begin anywhere.
+Tensor aligned(const Tensor& boxes) {
+  return reinterpret_cast<uintptr_t>(boxes.const_data_ptr()) % 16 ? torch::stable::clone(boxes) : boxes;
+}
+
 std::tuple<Tensor, Tensor, Tensor> match_boxes_cuda(Tensor boxes, Tensor targets, Tensor valid,
                                                     std::optional<Tensor> crowd, double positive_iou,
                                                     double negative_iou, std::optional<double> min_positive_iou) {
@@ -15,18 +20,22 @@ std::tuple<Tensor, Tensor, Tensor> match_boxes_cuda(Tensor boxes, Tensor targets
   const auto arguments =
       MatchArguments::check(boxes, targets, valid, crowd, positive_iou, negative_iou, min_positive_iou);
   MatchOutputs outputs = arguments.outputs();
+  const int each = MatchShape::choose_boxes_per_thread(arguments.batch, arguments.boxes_per_image);
   const MatchShape shape = MatchShape::make(arguments.batch, arguments.boxes_per_image, arguments.targets_per_image,
-                                            arguments.crowd_per_image, arguments.shared_boxes);
+                                            arguments.crowd_per_image, arguments.shared_boxes, each);
   const bool low_quality = arguments.rules.low_quality;
-  Tensor tops =
-      torch::stable::new_zeros(boxes, {low_quality ? shape.batch * shape.chunks * shape.targets : 0}, ScalarType::Int);
-  check_launch(
-      launch_match_boxes(read<float>(arguments.boxes), read<float>(arguments.targets), read<bool>(arguments.valid),
-                         arguments.crowd ? read<float>(*arguments.crowd) : nullptr, write<int64_t>(outputs.index),
-                         write<float>(outputs.iou), write<signed char>(outputs.state),
-                         reinterpret_cast<unsigned*>(write<int32_t>(tops)), shape, arguments.rules,
-                         current_stream(arguments.boxes)),
-      "match_boxes");
+  Tensor tops = torch::stable::new_empty(boxes, {low_quality ? shape.tops() : 0}, ScalarType::Int);
+  const Tensor whole_boxes = aligned(arguments.boxes), whole_targets = aligned(arguments.targets);
+  const std::optional<Tensor> whole_crowd = arguments.crowd ? std::optional(aligned(*arguments.crowd)) : std::nullopt;
+  const MatchTensors tensors{read<Box<float>>(whole_boxes),
+                             read<Box<float>>(whole_targets),
+                             whole_crowd ? read<Box<float>>(*whole_crowd) : nullptr,
+                             read<bool>(arguments.valid),
+                             write<int64_t>(outputs.index),
+                             write<float>(outputs.iou),
+                             write<signed char>(outputs.state),
+                             reinterpret_cast<unsigned*>(write<int32_t>(tops))};
+  check_launch(launch_match_boxes(tensors, shape, arguments.rules, current_stream(arguments.boxes)), "match_boxes");
   return {outputs.index, outputs.iou, outputs.state};
 }
 

@@ -4,6 +4,7 @@
 #include <optional>
 #include <tuple>
 
+#include "common/allocate.h"
 #include "common/tensor.h"
 #include "sample_iou_balanced/sample_iou_balanced_math.h"
 
@@ -39,9 +40,9 @@ struct SampleArguments {
     const double most = max_negatives_per_positive.value_or(-1);
     STD_TORCH_CHECK(!max_negatives_per_positive || most >= 0, "max_negatives_per_positive: expected at least 0, got ",
                     most);
-    return {torch::stable::contiguous(index),
-            torch::stable::contiguous(iou),
-            torch::stable::contiguous(state),
+    return {make_contiguous(index),
+            make_contiguous(iou, 4),
+            make_contiguous(state, 1),
             seed,
             index.size(0),
             index.size(1),
@@ -52,9 +53,8 @@ struct SampleArguments {
   // index, valid, positive [B, S], not filled
   std::tuple<Tensor, Tensor, Tensor> outputs() const {
     const int64_t samples = options.num_samples;
-    return {torch::stable::new_empty(index, {images, samples}),
-            torch::stable::new_empty(index, {images, samples}, ScalarType::Bool),
-            torch::stable::new_empty(index, {images, samples}, ScalarType::Bool)};
+    return {make_empty(index, {images, samples}), make_empty(index, {images, samples}, ScalarType::Bool),
+            make_empty(index, {images, samples}, ScalarType::Bool)};
   }
 
  private:

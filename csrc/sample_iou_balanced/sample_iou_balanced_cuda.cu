@@ -18,16 +18,23 @@ std::tuple<Tensor, Tensor, Tensor> sample_iou_balanced_cuda(Tensor index, Tensor
                                                 high, max_negatives_per_positive, instance_balanced, published);
   auto [samples, valid, positive] = arguments.outputs();
   const int64_t images = arguments.images, n = arguments.candidates;
-  const bool with_items = sample_needs_items(n, arguments.options);
+  const bool deals = arguments.options.instance_balanced, sifts = sample_sifts(n, arguments.options);
+  const int64_t sifted = sifts ? images : 0, chunks = SampleShape::make(n).chunks;
   Tensor group = torch::stable::new_empty(index, {images, n}, ScalarType::Byte);
   Tensor word = torch::stable::new_empty(index, {images, n}, ScalarType::Int);
-  Tensor items = torch::stable::new_empty(index, {with_items ? images : 0, n, 2}, ScalarType::Long);
-  const SampleWorkspace workspace{write<uint8_t>(group), write<uint32_t>(word),
-                                  with_items ? write<SortItem>(items) : nullptr};
-  check_launch(launch_sample_iou_balanced(read<int64_t>(arguments.index), read<float>(arguments.iou),
-                                          read<int8_t>(arguments.state), read<int64_t>(arguments.seed), images, n,
-                                          arguments.options, workspace, write<int64_t>(samples), write<bool>(valid),
-                                          write<bool>(positive), current_stream(index)),
+  Tensor items = torch::stable::new_empty(index, {deals ? images : 0, n, 2}, ScalarType::Long);
+  Tensor highest = torch::stable::new_empty(index, {sifted, chunks}, ScalarType::Float);
+  Tensor counts = torch::stable::new_empty(index, {sifted, chunks, kMaxGroups}, ScalarType::Int);
+  Tensor list = torch::stable::new_empty(index, {sifted, kItems}, ScalarType::Long);
+  Tensor length = torch::stable::new_empty(index, {sifted}, ScalarType::Int);
+  const SampleWorkspace workspace{write<uint8_t>(group),  write<uint32_t>(word),   write<SortItem>(items),
+                                  write<float>(highest),  write<uint32_t>(counts), write<uint64_t>(list),
+                                  write<uint32_t>(length)};
+  check_launch(launch_sample_iou_balanced({read<int64_t>(arguments.index), read<float>(arguments.iou),
+                                           read<int8_t>(arguments.state), read<int64_t>(arguments.seed)},
+                                          images, n, arguments.options, workspace,
+                                          {write<int64_t>(samples), write<bool>(valid), write<bool>(positive)},
+                                          current_stream(index)),
                "sample_iou_balanced");
   return {samples, valid, positive};
 }

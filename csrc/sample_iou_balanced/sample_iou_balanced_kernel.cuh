@@ -1,251 +1,284 @@
-// sample_iou_balanced on the GPU: one block draws the samples of one image; no torch headers.
+// sample_iou_balanced on the GPU; no torch headers. README.md, CUDA: what it costs.
 //
-// A pass gives every candidate its group (an IoU bin, outside, positive, ...) and counts them. Each draw then gives its
-// candidates their random words, finds by radix select the limit below which exactly the quota lies, and marks who is
-// taken. Instance-balanced positives are sorted by (target, word) for their place in their target's line, and by
-// (place, word) for the order in which they are dealt. The last pass writes the taken ones in the order of the
-// candidates. Atomics only count and append to what is sorted afterwards: the result does not depend on the order of
-// threads.
+// Up to kItems candidates an image: one block reads them once into shared memory and draws there
+// (sample_iou_balanced_draw.cuh). More: many blocks an image first sift. count_kernel gives every candidate its group
+// and counts the groups of its chunk; with the image's counts, sift_kernel knows how many each group gives, hence a
+// bound on the random words of those who can be drawn (all but once in 10^9), and lists the few hundred below it; the
+// one block that draws takes the list. Where the list does not do (a draw of very many samples, very many positives
+// dealt by target, targets beyond 2^20, that once) the block draws from all candidates in global memory.
 #pragma once
 
-#include "common/block_reduce.cuh"
-#include "common/block_scan.cuh"
-#include "common/block_select.cuh"
-#include "common/block_sort.cuh"
-#include "sample_iou_balanced/sample_iou_balanced_math.h"
+#include "sample_iou_balanced/sample_iou_balanced_draw.cuh"
 
 namespace libra {
 
-constexpr int kSampleThreads = 1024;
-constexpr int kSharedPositives = 2048;  // so many are sorted in shared memory; more in the workspace
+constexpr int kSiftThreads = 256;
+constexpr int kSiftChunk = 2048;        // candidates of a block, at least
+constexpr int kMaxSiftChunks = 512;     // of an image
+constexpr int kMaxListedSamples = 768;  // so many, and the list fits into shared memory
 
-// Global memory that the kernel works in, for B images of N candidates.
-struct SampleWorkspace {
-  uint8_t* group;   // [B, N]: a candidate's group, or that it is taken
-  uint32_t* word;   // [B, N]: its random word in the current draw
-  SortItem* items;  // [B, N], or null where sample_needs_items is false
+struct SampleShape {
+  int candidates;     // of an image
+  int chunk, chunks;  // candidates that a sifting block takes, and its number in an image
+
+  static SampleShape make(int64_t candidates) {
+    int64_t chunk = (candidates + kMaxSiftChunks - 1) / kMaxSiftChunks;
+    if (chunk < kSiftChunk) chunk = kSiftChunk;
+    return {static_cast<int>(candidates), static_cast<int>(chunk), static_cast<int>((candidates + chunk - 1) / chunk)};
+  }
 };
 
-inline bool sample_needs_items(int64_t candidates, const SampleOptions& options) {
-  return options.instance_balanced && candidates > kSharedPositives;
+inline bool sample_sifts(int64_t candidates, const SampleOptions& options) {
+  return candidates > kItems && options.num_samples <= kMaxListedSamples;
 }
 
-struct SampleImage {
-  uint8_t* group;
-  uint32_t* word;
-  int n;
-  uint32_t image;
-  uint64_t seed;
+// [B, N] each.
+struct SampleTensors {
+  const int64_t* target;
+  const float* iou;
+  const int8_t* state;
+  const int64_t* seed;  // [1]
 };
 
-struct SampleShared {
-  SortItem scratch[kSharedPositives];  // also the histograms of the select
-  uint64_t limit[kMaxBins];
-  uint32_t count[kMaxGroups];  // candidates in each group
-  uint32_t available[kMaxBins], need[kMaxBins];
-  float edges[kMaxBins + 1], warp_max[kSampleThreads / 32];
-  uint32_t appended;
+// Global memory that the kernels work in, of any content.
+struct SampleWorkspace {
+  uint8_t* group;   // [B, N]
+  uint32_t* word;   // [B, N]
+  SortItem* items;  // [B, N] for instance-balanced positives, else null
+  // Where sample_sifts, else null:
+  float* highest;    // [B, chunks]: for "published" bins
+  uint32_t* counts;  // [B, chunks, kMaxGroups]
+  uint64_t* list;    // [B, kItems]: candidate << 8 | group
+  uint32_t* length;  // [B]: how many belong on the list, even if they do not fit
 };
-static_assert(sizeof(SortItem) * kSharedPositives >= sizeof(uint32_t) * kSelectCounters, "the scratch serves both");
 
-__device__ inline float block_max_iou(const float* iou, int n, SampleShared& shared) {
-  float best = -INFINITY;
-  for (int i = threadIdx.x; i < n; i += kSampleThreads) best = iou[i] > best ? iou[i] : best;
+// [B, num_samples] each.
+struct SampleOutputs {
+  int64_t* index;
+  bool *valid, *positive;
+};
+
+template <int kThreads>
+__device__ __forceinline__ float block_max(float value, float* warps) {
   for (int offset = 16; offset; offset /= 2) {
-    const float other = __shfl_xor_sync(kFullWarp, best, offset);
-    best = other > best ? other : best;
+    const float other = __shfl_xor_sync(kFullWarp, value, offset);
+    value = other > value ? other : value;
   }
-  if (threadIdx.x % 32 == 0) shared.warp_max[threadIdx.x / 32] = best;
+  if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = value;
   __syncthreads();
-  for (int warp = 0; warp < kSampleThreads / 32; ++warp) best = fmaxf(best, shared.warp_max[warp]);
+  for (int warp = 0; warp < kThreads / 32; ++warp) value = fmaxf(value, warps[warp]);
+  return value;
+}
+
+// A thread's part of the highest number; a NaN is no number.
+template <int kThreads>
+__device__ __forceinline__ float highest_of(const float* numbers, int n) {
+  float best = -INFINITY;
+  for (int i = threadIdx.x; i < n; i += kThreads) best = numbers[i] > best ? numbers[i] : best;
   return best;
 }
 
-// Writes group [n] and counts the groups.
-__device__ inline void find_groups(const SampleImage& at, const float* iou, const int8_t* state,
-                                   const SampleOptions& options, SampleShared& shared) {
-  const double low = options.published ? 0.0 : options.low;
-  const double high = options.published ? block_max_iou(iou, at.n, shared) : options.high;
+// Gives n candidates their groups, and counts these; `high` is the highest IoU of the image for "published" bins.
+template <int kThreads>
+__device__ __forceinline__ void find_groups(const float* iou, const int8_t* state, int n, float high,
+                                            const SampleOptions& options, uint8_t* group, float* edges,
+                                            uint32_t* count) {
+  const double low = options.published ? 0.0 : options.low, top = options.published ? high : options.high;
   const int thread = threadIdx.x;
-  if (thread <= options.num_bins) shared.edges[thread] = bin_edge(low, high, options.num_bins, thread);
-  if (thread < options.groups()) shared.count[thread] = 0;
+  if (thread <= options.num_bins) edges[thread] = bin_edge(low, top, options.num_bins, thread);
+  if (thread < options.groups()) count[thread] = 0;
   __syncthreads();
-  const float first = shared.edges[0], last = shared.edges[options.num_bins];
-  for (int start = 0; start < at.n; start += kSampleThreads) {  // whole warps, for the vote
+  const float first = edges[0], last = edges[options.num_bins];
+  for (int start = 0; start < n; start += kThreads) {  // whole warps, for the vote
     const int i = start + thread;
-    int group = -1;
-    if (i < at.n) {
+    int mine = -1;
+    if (i < n) {
       const float value = iou[i];
       int bin = 0;
-      for (int k = 1; k < options.num_bins; ++k) bin += value >= shared.edges[k];
-      group = candidate_group(bin, value, state[i], first, last, options);
-      at.group[i] = static_cast<uint8_t>(group);
+      for (int k = 1; k < options.num_bins; ++k) bin += value >= edges[k];
+      mine = candidate_group(bin, value, state[i], first, last, options);
+      group[i] = static_cast<uint8_t>(mine);
     }
-    const unsigned same = __match_any_sync(kFullWarp, group);  // one atomic for all lanes of a group
-    if (group >= 0 && thread % 32 == __ffs(same) - 1) atomicAdd(&shared.count[group], __popc(same));
+    const unsigned same = __match_any_sync(kFullWarp, mine);  // one atomic for all lanes of a group
+    if (mine >= 0 && thread % 32 == __ffs(same) - 1) atomicAdd(&count[mine], static_cast<uint32_t>(__popc(same)));
   }
   __syncthreads();
 }
 
-// Of the groups first..last, each takes its `quota` smallest composites of the word, or all if fewer; `together`: the
-// groups are one. shared.available [groups, or 1] tells how many there are. Ends with a barrier.
-template <SampleWord kWord>
-__device__ __noinline__ void draw(const SampleImage& at, int first, int last, bool together, uint32_t quota,
-                                  uint8_t mark, SampleShared& shared) {
-  const int slots = together ? 1 : last - first + 1, thread = threadIdx.x;
-  const auto slot_of = [&](int i) {
-    const int group = at.group[i];
-    return group < first || group > last ? -1 : together ? 0 : group - first;
-  };
-  bool part = false;  // some group is taken in part
-  if (thread < slots) {
-    part = shared.available[thread] > quota;
-    shared.need[thread] = part ? quota : 0;
-    shared.limit[thread] = ~uint64_t(0);
+// grid [B chunks], block [kSiftThreads], as for the next two.
+__global__ void __launch_bounds__(kSiftThreads)
+    highest_kernel(const __grid_constant__ SampleTensors tensors, const __grid_constant__ SampleWorkspace workspace,
+                   const __grid_constant__ SampleShape shape) {
+  SHARED(float, warps, [kSiftThreads / 32]);
+  const int64_t image = blockIdx.x / shape.chunks;
+  const int begin = blockIdx.x % shape.chunks * shape.chunk, count = min(shape.candidates - begin, shape.chunk);
+  const float mine = highest_of<kSiftThreads>(tensors.iou + image * shape.candidates + begin, count);
+  const float highest = block_max<kSiftThreads>(mine, warps);
+  if (threadIdx.x == 0) workspace.highest[blockIdx.x] = highest;
+}
+
+__global__ void __launch_bounds__(kSiftThreads)
+    count_kernel(const __grid_constant__ SampleTensors tensors, const __grid_constant__ SampleWorkspace workspace,
+                 const __grid_constant__ SampleShape shape, const __grid_constant__ SampleOptions options) {
+  SHARED(uint32_t, count, [kMaxGroups]);
+  SHARED(float, edges, [kMaxBins + 1]);
+  SHARED(float, warps, [kSiftThreads / 32]);
+  const int64_t image = blockIdx.x / shape.chunks;
+  const int begin = blockIdx.x % shape.chunks * shape.chunk, n = min(shape.candidates - begin, shape.chunk);
+  const int64_t offset = image * shape.candidates + begin;
+  float high = 0;
+  if (options.published) {
+    high = highest_of<kSiftThreads>(workspace.highest + image * shape.chunks, shape.chunks);
+    high = block_max<kSiftThreads>(high, warps);
   }
-  if (__syncthreads_or(part)) {
-    for (int i = thread; i < at.n; i += kSampleThreads) {
-      const int slot = slot_of(i);
-      if (slot >= 0 && shared.need[slot]) at.word[i] = philox(i, at.image, at.seed).word[kWord];
+  find_groups<kSiftThreads>(tensors.iou + offset, tensors.state + offset, n, high, options, workspace.group + offset,
+                            edges, count);
+  if (threadIdx.x < options.groups()) {
+    workspace.counts[static_cast<int64_t>(blockIdx.x) * kMaxGroups + threadIdx.x] = count[threadIdx.x];
+  }
+  if (begin == 0 && threadIdx.x == 0) workspace.length[image] = 0;
+}
+
+// The counts of an image's groups, from those of its chunks. Ends with a barrier.
+template <int kThreads>
+__device__ __forceinline__ void add_counts(const uint32_t* counts, int chunks, int groups, uint32_t* count) {
+  for (int group = threadIdx.x / 32; group < groups; group += kThreads / 32) {  // a warp for each
+    uint32_t sum = 0;
+    for (int chunk = threadIdx.x % 32; chunk < chunks; chunk += 32) sum += counts[chunk * kMaxGroups + group];
+    sum = warp_sum(sum);
+    if (threadIdx.x % 32 == 0) count[group] = sum;
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kSiftThreads)
+    sift_kernel(const __grid_constant__ SampleTensors tensors, const __grid_constant__ SampleWorkspace workspace,
+                const __grid_constant__ SampleShape shape, const __grid_constant__ SampleOptions options) {
+  SHARED(uint32_t, count, [kMaxGroups]);
+  // Words below these are listed: of a group's first draw, and of the refill. 0: none; 2^32: all.
+  SHARED(uint64_t, first_bound, [kMaxGroups]);
+  SHARED(uint64_t, refill_bound, [kMaxGroups]);
+  const int64_t image = blockIdx.x / shape.chunks;
+  add_counts<kSiftThreads>(workspace.counts + image * shape.chunks * kMaxGroups, shape.chunks, options.groups(), count);
+  if (threadIdx.x < options.groups()) {
+    const SamplePlan plan(count, options);
+    const int group = threadIdx.x, available = static_cast<int>(count[group]);
+    const auto bound = [](int take, int of) { return take > 0 ? uint64_t(word_limit(take, of)) + 1 : uint64_t(0); };
+    const bool bin = group < options.num_bins, positive = group == options.positives();
+    first_bound[group] = bin        ? bound(plan.of_bin(available), available)
+                         : positive ? bound(plan.positives, plan.deal ? 1 : available)
+                                    : 0;
+    refill_bound[group] = group <= options.outside()       ? bound(plan.refill, plan.left)
+                          : group == options.last_resort() ? bound(plan.last_refill, available)
+                                                           : 0;
+  }
+  __syncthreads();
+  const uint64_t seed = static_cast<uint64_t>(*tensors.seed);
+  const int begin = blockIdx.x % shape.chunks * shape.chunk, end = min(begin + shape.chunk, shape.candidates);
+  const uint8_t* groups = workspace.group + image * shape.candidates;
+  for (int start = begin; start < end; start += kSiftThreads) {  // whole warps append
+    const int i = start + threadIdx.x;
+    const int group = i < end ? groups[i] : options.ignored();
+    bool wanted = false;
+    if (first_bound[group] | refill_bound[group]) {
+      const PhiloxWords words = philox(i, static_cast<uint32_t>(image), seed);
+      const uint32_t first = group == options.positives() ? words.word[kPositiveWord] : words.word[kBinWord];
+      wanted = first < first_bound[group] || words.word[kRefillWord] < refill_bound[group];
+    }
+    const uint32_t at = warp_append(wanted, &workspace.length[image]);
+    if (wanted && at < kItems) workspace.list[image * kItems + at] = static_cast<uint64_t>(i) << 8 | group;
+  }
+}
+
+// Groups and counts of an image of at most kItems candidates, in shared memory.
+__device__ __forceinline__ void read_candidates(const float* iou, const int8_t* state, int n,
+                                                const SampleOptions& options, SampleShared& shared) {
+  float high = 0;
+  if (options.published) high = block_max<kSampleThreads>(highest_of<kSampleThreads>(iou, n), shared.warp_max);
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) shared.index[i] = i;
+  find_groups<kSampleThreads>(iou, state, n, high, options, shared.group, shared.edges, shared.count);
+}
+
+// The sifted candidates of an image and its counts, in shared memory. Returns how many, or -1 if they do not fit.
+__device__ __forceinline__ int read_list(const SampleWorkspace& workspace, int64_t image, const SampleShape& shape,
+                                         const SampleOptions& options, SampleShared& shared) {
+  const uint32_t length = workspace.length[image];
+  if (length > kItems) return -1;
+  const int n = static_cast<int>(length);
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) shared.keys[i] = workspace.list[image * kItems + i];
+  block_sort<kSampleThreads>(shared.keys, n);
+  for (int i = threadIdx.x; i < n; i += kSampleThreads) {
+    shared.index[i] = static_cast<uint32_t>(shared.keys[i] >> 8);
+    shared.group[i] = static_cast<uint8_t>(shared.keys[i]);
+  }
+  add_counts<kSampleThreads>(workspace.counts + image * shape.chunks * kMaxGroups, shape.chunks, options.groups(),
+                             shared.count);
+  return n;
+}
+
+// grid [B], block [kSampleThreads].
+template <bool kSifted>
+__global__ void __launch_bounds__(kSampleThreads)
+    sample_kernel(const __grid_constant__ SampleTensors tensors, const __grid_constant__ SampleWorkspace workspace,
+                  const __grid_constant__ SampleShape shape, const __grid_constant__ SampleOptions options,
+                  const __grid_constant__ SampleOutputs outputs) {
+  SHARED(SampleShared, shared);
+  const int64_t image = blockIdx.x, offset = image * shape.candidates, out = image * options.num_samples;
+  const uint64_t seed = static_cast<uint64_t>(*tensors.seed);
+  const int64_t* target = tensors.target + offset;
+  const auto draw = [&](const auto& all, bool sifted, auto deal) {
+    return draw_samples(all, sifted, deal, options, shared, outputs.index + out, outputs.valid + out,
+                        outputs.positive + out);
+  };
+  int n = shape.candidates <= kItems ? shape.candidates : -1;
+  if constexpr (kSifted) {
+    n = read_list(workspace, image, shape, options, shared);
+  } else if (n >= 0) {
+    read_candidates(tensors.iou + offset, tensors.state + offset, n, options, shared);
+  }
+  if (n >= 0) {
+    const Candidates<true> all{shared.group, shared.word, shared.index, n, blockIdx.x, seed};
+    if (draw(all, kSifted, [&](int quota, int last_round) {
+          return deal_positives(all, target, quota, last_round, options, shared);
+        })) {
+      return;
     }
     __syncthreads();
-    block_select<kSampleThreads>(slots, shared.need, shared.limit, reinterpret_cast<uint32_t*>(shared.scratch), at.n,
-                                 slot_of, [&](int i) { return composite(at.word[i], i); });
   }
-  for (int i = thread; i < at.n; i += kSampleThreads) {
-    const int slot = slot_of(i);
-    if (slot < 0) continue;
-    const uint64_t limit = shared.limit[slot];  // all ones: the group is taken whole, and has no words
-    if (limit == ~uint64_t(0) || composite(at.word[i], i) <= limit) at.group[i] = mark;
-  }
-  __syncthreads();
+  const Candidates<false> all{
+      workspace.group + offset, workspace.word + offset, nullptr, shape.candidates, blockIdx.x, seed};
+  const float* iou = tensors.iou + offset;
+  float high = 0;
+  if (options.published) high = block_max<kSampleThreads>(highest_of<kSampleThreads>(iou, all.n), shared.warp_max);
+  find_groups<kSampleThreads>(iou, tensors.state + offset, all.n, high, options, all.group, shared.edges, shared.count);
+  draw(all, false, [&](int quota, int last_round) {
+    return deal_positives(all, target, workspace.items + offset, quota, last_round, options, shared);
+  });
 }
 
-// Positives in rounds: `quota` of more, the first in the order (place in the line of their target, word, index).
-__device__ inline void deal_positives(const SampleImage& at, const int64_t* target, SortItem* items, int quota,
-                                      const SampleOptions& options, SampleShared& shared) {
-  const int thread = threadIdx.x;
-  const uint32_t positives = shared.count[options.positives()];
-  if (positives <= kSharedPositives) items = shared.scratch;
-  if (thread == 0) shared.appended = 0;
-  __syncthreads();
-  for (int i = thread; i < at.n; i += kSampleThreads) {
-    if (at.group[i] != options.positives()) continue;
-    const uint32_t word = philox(i, at.image, at.seed).word[kPositiveWord];
-    items[atomicAdd(&shared.appended, 1u)] = {static_cast<uint64_t>(target[i]), composite(word, i)};
-  }
-  block_sort<kSampleThreads>(items, positives);
-  for (uint32_t p = thread; p < positives; p += kSampleThreads) {
-    uint32_t begin = 0, end = p;  // the first item of the same target lies in [begin, end]
-    while (begin < end) {
-      const uint32_t middle = (begin + end) / 2;
-      if (items[middle].major < items[p].major) {
-        begin = middle + 1;
-      } else {
-        end = middle;
-      }
-    }
-    items[p].minor = composite(p - begin, static_cast<uint32_t>(items[p].minor));  // others read only `major` now
-  }
-  __syncthreads();
-  for (uint32_t p = thread; p < positives; p += kSampleThreads) {
-    const uint32_t candidate = static_cast<uint32_t>(items[p].minor), place = items[p].minor >> 32;
-    const uint32_t word = philox(candidate, at.image, at.seed).word[kLastRoundWord];
-    items[p] = {composite(place, word), candidate};
-  }
-  block_sort<kSampleThreads>(items, positives);
-  for (int p = thread; p < quota; p += kSampleThreads) at.group[items[p].minor] = kTakenPositive;
-  __syncthreads();
-}
-
-__device__ inline int take_positives(const SampleImage& at, const int64_t* target, SortItem* items,
-                                     const SampleOptions& options, SampleShared& shared) {
-  const int group = options.positives(), available = static_cast<int>(shared.count[group]);
-  const int quota = min(available, options.max_positives);
-  if (quota == 0) return 0;
-  if (options.instance_balanced && quota < available) {
-    deal_positives(at, target, items, quota, options, shared);
-  } else {
-    if (threadIdx.x == 0) shared.available[0] = available;
-    draw<kPositiveWord>(at, group, group, true, quota, kTakenPositive, shared);
-  }
-  return quota;
-}
-
-__device__ inline int take_negatives(const SampleImage& at, int count, const SampleOptions& options,
-                                     SampleShared& shared) {
-  const int thread = threadIdx.x, bins = options.num_bins;
-  const int quota = count / bins;
-  int left = static_cast<int>(shared.count[options.outside()]), taken = 0;  // left: of the bins and outside
-  for (int bin = 0; bin < bins; ++bin) {
-    const int available = static_cast<int>(shared.count[bin]);
-    taken += min(available, quota);
-    left += available - min(available, quota);
-  }
-  if (quota > 0) {
-    if (thread < bins) shared.available[thread] = shared.count[thread];
-    draw<kBinWord>(at, 0, bins - 1, false, quota, kTakenNegative, shared);
-  }
-  for (int tier = 0; tier < 2; ++tier) {
-    const int first = tier == 0 ? 0 : options.last_resort(), last = tier == 0 ? options.outside() : first;
-    const int available = tier == 0 ? left : static_cast<int>(shared.count[first]);
-    const int refill = min(count - taken, available);
-    if (refill == 0) continue;
-    if (thread == 0) shared.available[0] = available;
-    draw<kRefillWord>(at, first, last, true, refill, kTakenNegative, shared);
-    taken += refill;
-  }
-  return taken;
-}
-
-// Positives, then negatives, each in the order of the candidates, then padding: index, valid, positive [num_samples].
-__device__ inline void write_samples(const SampleImage& at, int positives, int negatives, int num_samples,
-                                     int64_t* index, bool* valid, bool* positive) {
-  const int drawn = positives + negatives;
-  uint32_t positives_before = 0, negatives_before = positives;
-  for (int start = 0; start < at.n && positives_before + negatives_before < static_cast<uint32_t>(positives) + drawn;
-       start += kSampleThreads) {
-    const int i = start + threadIdx.x;
-    const int group = i < at.n ? at.group[i] : 0;
-    const uint32_t mine = group == kTakenPositive ? 1 : group == kTakenNegative ? 1 << 16 : 0;  // two sums in one
-    uint32_t total;
-    const uint32_t before = block_exclusive_sum<kSampleThreads>(mine, total);
-    if (group == kTakenPositive) index[positives_before + (before & 0xffff)] = i;
-    if (group == kTakenNegative) index[negatives_before + (before >> 16)] = i;
-    positives_before += total & 0xffff;
-    negatives_before += total >> 16;
-  }
-  for (int s = threadIdx.x; s < num_samples; s += kSampleThreads) {
-    if (s >= drawn) index[s] = 0;
-    valid[s] = s < drawn;
-    positive[s] = s < positives;
-  }
-}
-
-// grid [B], block [kSampleThreads]. target, iou, state [B, n]; seed [1]; index, valid, positive [B, num_samples].
-__global__ void __launch_bounds__(kSampleThreads)
-    sample_iou_balanced_kernel(const int64_t* __restrict__ target, const float* __restrict__ iou,
-                               const int8_t* __restrict__ state, const int64_t* __restrict__ seed, int n,
-                               SampleOptions options, SampleWorkspace workspace, int64_t* __restrict__ index,
-                               bool* __restrict__ valid, bool* __restrict__ positive) {
-  SHARED(SampleShared, shared);
-  const int64_t image = blockIdx.x, offset = image * n, out = image * options.num_samples;
-  const SampleImage at{workspace.group + offset, workspace.word + offset, n, blockIdx.x, static_cast<uint64_t>(*seed)};
-  find_groups(at, iou + offset, state + offset, options, shared);
-  SortItem* items = workspace.items ? workspace.items + offset : nullptr;
-  const int positives = take_positives(at, target + offset, items, options, shared);
-  const int negatives = take_negatives(at, negative_count(positives, options), options, shared);
-  write_samples(at, positives, negatives, options.num_samples, index + out, valid + out, positive + out);
-}
-
-// images B and candidates N may be 0. The workspace needs no initial content.
-inline cudaError_t launch_sample_iou_balanced(const int64_t* target, const float* iou, const int8_t* state,
-                                              const int64_t* seed, int64_t images, int64_t candidates,
+// images B and candidates N may be 0.
+inline cudaError_t launch_sample_iou_balanced(const SampleTensors& tensors, int64_t images, int64_t candidates,
                                               const SampleOptions& options, const SampleWorkspace& workspace,
-                                              int64_t* index, bool* valid, bool* positive, cudaStream_t stream) {
+                                              const SampleOutputs& outputs, cudaStream_t stream) {
   if (images == 0 || options.num_samples == 0) return cudaSuccess;
-  return launch(sample_iou_balanced_kernel, dim3(static_cast<unsigned>(images)), dim3(kSampleThreads), 0, stream,
-                target, iou, state, seed, static_cast<int>(candidates), options, workspace, index, valid, positive);
+  const SampleShape shape = SampleShape::make(candidates);
+  const dim3 grid(static_cast<unsigned>(images)), block(kSampleThreads);
+  if (!sample_sifts(candidates, options)) {
+    return launch(sample_kernel<false>, grid, block, 0, stream, tensors, workspace, shape, options, outputs);
+  }
+  const int64_t blocks = images * shape.chunks;
+  if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
+  const dim3 sift_grid(static_cast<unsigned>(blocks)), sift_block(kSiftThreads);
+  cudaError_t error = cudaSuccess;
+  if (options.published) error = launch(highest_kernel, sift_grid, sift_block, 0, stream, tensors, workspace, shape);
+  if (error == cudaSuccess) {
+    error = launch(count_kernel, sift_grid, sift_block, 0, stream, tensors, workspace, shape, options);
+  }
+  if (error == cudaSuccess) {
+    error = launch(sift_kernel, sift_grid, sift_block, 0, stream, tensors, workspace, shape, options);
+  }
+  if (error != cudaSuccess) return error;
+  return launch(sample_kernel<true>, grid, block, 0, stream, tensors, workspace, shape, options, outputs);
 }
 
 }  // namespace libra

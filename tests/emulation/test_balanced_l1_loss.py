@@ -16,23 +16,35 @@ PAPER = {"alpha": 0.5, "gamma": 1.5, "beta": 1.0, "formula": "paper"}
 
 
 def balanced_l1(
-    kernels: Kernels, pred: Tensor, target: Tensor, weight: Tensor | None, parameters: dict, reduction: str
+    kernels: Kernels,
+    pred: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    parameters: dict,
+    reduction: str,
+    ticket: int = 3,
+    per_box: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient as the GPU's wrapper returns them; all memory the kernels write starts as poison."""
     n = pred.numel()
-    blocks = kernels.library.balanced_l1_blocks
-    blocks.restype = ctypes.c_int64
     each = reduction == "none"
+    count = 1 if each else blocks(kernels, n, pred.element_size())
     loss = empty(*(pred.shape if each else ()), dtype=pred.dtype)
     gradient = empty(*pred.shape, dtype=pred.dtype)
-    partial = None if each else out(empty(blocks(ctypes.c_int64(n)), dtype=torch.float64))
+    partial = out(empty(count + 1, dtype=torch.float64)) if count > 1 else None
     kernels.run(
         f"run_balanced_l1_loss_{'float' if pred.dtype == torch.float32 else 'double'}",
-        *(pred, target, weight, out(loss), out(gradient), partial, n),
+        *(pred, target, weight, per_box, out(loss), out(gradient), partial, ticket, n),
         *(parameters["alpha"], parameters["gamma"], parameters["beta"], parameters["formula"] == "published"),
         REDUCTIONS.index(reduction),
     )
     return loss, gradient
+
+
+def blocks(kernels: Kernels, n: int, bytes_per_element: int) -> int:
+    function = kernels.library.balanced_l1_blocks
+    function.restype = ctypes.c_int64
+    return function(ctypes.c_int64(n), ctypes.c_int64(bytes_per_element))
 
 
 def expected(pred: Tensor, target: Tensor, weight: Tensor | None, parameters: dict, reduction: str):
@@ -51,7 +63,7 @@ def errors(n: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return pred, target
 
 
-@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])  # 4 n elements: below, at and beyond one block of 256
+@pytest.mark.parametrize("n", [1, 511, 512, 513, 1000])  # 4 n elements: below, at and beyond what one block takes
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize("parameters", [PAPER, PUBLISHED], ids=["paper", "published"])
 def test_agrees_with_the_reference(emulate, n, reduction, parameters):
@@ -86,13 +98,48 @@ def test_masked_elements_count_exactly_nothing(emulate, reduction):
     assert (gradient[::3] == 0).all()
 
 
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_memory_at_any_address(emulate, reduction):
+    """The emulation's memory ends at a page, so 8,001 numbers do not begin at a multiple of 16 bytes."""
+    for n in (8_001, 262_145):  # with one group of four in flight and with two
+        pred, target = (tensor.flatten()[:n].clone() for tensor in errors(n // 4 + 1, torch.float32))
+        weight = torch.rand(n, generator=torch.Generator().manual_seed(5))
+        loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, target, weight, PAPER, reduction)
+        loss_expected, gradient_expected = expected(pred, target, weight, PAPER, reduction)
+        torch.testing.assert_close(loss, loss_expected.float())
+        torch.testing.assert_close(gradient, gradient_expected.float())
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_one_weight_for_each_box(emulate, reduction):
+    pred, target = errors(1000, torch.float32)
+    weight = torch.rand(1000, 1, generator=torch.Generator().manual_seed(5))
+    weight[::3] = 0
+    pred[::3] = float("nan")
+    kernels = emulate("balanced_l1_loss")
+    loss, gradient = balanced_l1(kernels, pred, target, weight, PAPER, reduction, per_box=True)
+    spread = weight.expand(-1, 4).contiguous()
+    for got, wanted in zip((loss, gradient), balanced_l1(kernels, pred, target, spread, PAPER, reduction), strict=True):
+        assert torch.equal(got, wanted)
+
+
 def test_many_blocks_and_the_grid_stride(emulate):
-    n = 90_000  # 360,000 elements: more than the 1024 blocks of 256 that a grid has
+    n = 2_100_000  # 8,400,000 elements: more than 4096 blocks with two groups of four for each of 256 threads
     pred, target = errors(n, torch.float32)
     loss, gradient = balanced_l1(emulate("balanced_l1_loss"), pred, target, None, PAPER, "sum")
     loss_expected, gradient_expected = expected(pred, target, None, PAPER, "sum")
     torch.testing.assert_close(loss, loss_expected.float())
     torch.testing.assert_close(gradient, gradient_expected.float())
+
+
+@pytest.mark.parametrize("ticket", [0, 3, 16_383, -1])
+def test_every_launch_leaves_its_counter_at_zero(emulate, ticket):
+    """As a replayed graph needs it: nothing is reset between the launches."""
+    pred, target = errors(3000, torch.float32)
+    kernels = emulate("balanced_l1_loss")
+    sums = {balanced_l1(kernels, pred, target, None, PAPER, "sum", ticket)[0].item() for _ in range(3)}
+    assert len(sums) == 1
+    torch.testing.assert_close(sums.pop(), expected(pred, target, None, PAPER, "sum")[0].item(), rtol=1e-6, atol=0)
 
 
 def test_sum_is_the_same_in_every_order():

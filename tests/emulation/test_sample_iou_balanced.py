@@ -1,9 +1,10 @@
-"""The CUDA kernel of sample_iou_balanced, run on the CPU in every order of threads: exactly the twin's samples.
+"""The CUDA kernels of sample_iou_balanced, run on the CPU in every order of threads: exactly the twin's samples.
 
 The last image of every batch has no ignored candidate, and draws as many samples as asked for wherever it can, so that
 a read or write just beyond the batch shows.
 """
 
+import ctypes
 import itertools
 
 import pytest
@@ -15,7 +16,8 @@ from libra_ops.sample_iou_balanced import Samples
 
 from .harness import Kernels, empty, out
 
-SHARED_POSITIVES = 2048  # sorted in shared memory; more in the workspace
+ITEMS = 2560  # candidates of an image that one block holds in shared memory; of more, many blocks sift
+LISTED_SAMPLES = 768  # so many samples are drawn from what was sifted; more from all candidates
 OPTIONS = {
     "num_samples": 64,
     "max_positives": 16,
@@ -41,14 +43,23 @@ def scene(images, candidates, targets=5, shares=(0.1, 0.7, 0.2), seed=0, grid=No
 
 
 def sample(kernels: Kernels, matches: tuple[Tensor, Tensor, Tensor], seed: int, options: dict):
-    """As the GPU's wrapper does; all memory the kernel writes starts as poison."""
+    """index, valid, positive as the GPU's wrapper returns them, and how many candidates of each image were listed; all
+    memory the kernels write starts as poison."""
     images, candidates = matches[0].shape
     samples = options["num_samples"]
     balanced = options["positives"] == "instance_balanced"
     limit = options["max_negatives_per_positive"]
-    group = empty(images, candidates, dtype=torch.uint8)
-    word = empty(images, candidates, dtype=torch.int32)
-    items = empty(images, candidates, 2, dtype=torch.int64) if balanced and candidates > SHARED_POSITIVES else None
+    chunks = kernels.library.sample_chunks(ctypes.c_int64(candidates))
+    length = empty(images, dtype=torch.int32)
+    workspace = (
+        empty(images, candidates, dtype=torch.uint8),
+        empty(images, candidates, dtype=torch.int32),
+        empty(images, candidates, 2, dtype=torch.int64) if balanced else None,
+        empty(images, chunks),
+        empty(images, chunks, kernels.library.sample_max_groups(), dtype=torch.int32),
+        empty(images, ITEMS, dtype=torch.int64),
+        length,
+    )
     results = [empty(images, samples, dtype=dtype) for dtype in (torch.int64, torch.uint8, torch.uint8)]
     kernels.run(
         "run_sample_iou_balanced",
@@ -56,21 +67,24 @@ def sample(kernels: Kernels, matches: tuple[Tensor, Tensor, Tensor], seed: int, 
         *map(float, options["interval"]),
         -1.0 if limit is None else float(limit),
         *(balanced, options["bins"] == "published"),
-        *(out(group), out(word), items if items is None else out(items)),
+        *(memory if memory is None else out(memory) for memory in workspace),
         *map(out, results),
     )
-    return results[0], results[1].bool(), results[2].bool()
+    return (results[0], results[1].bool(), results[2].bool()), length.tolist()
 
 
-def assert_exact(kernels: Kernels, matches: tuple[Tensor, Tensor, Tensor], seed: int, **changes) -> None:
+def assert_exact(kernels: Kernels, matches: tuple[Tensor, Tensor, Tensor], seed: int, **changes) -> list[int]:
     options = {**OPTIONS, **changes}
     wanted = reference.sample_iou_balanced(*matches, seed, **options)
-    for name, got, expected in zip(Samples._fields, sample(kernels, matches, seed, options), wanted, strict=True):
+    results, listed = sample(kernels, matches, seed, options)
+    for name, got, expected in zip(Samples._fields, results, wanted, strict=True):
         assert torch.equal(got, expected), f"{name} differs for {changes}"
+    return listed
 
 
-def test_the_sort_in_shared_memory_is_the_one_assumed_here(emulate):
-    assert emulate("sample_iou_balanced").library.sample_shared_positives() == SHARED_POSITIVES
+def test_the_limits_are_those_assumed_here(emulate):
+    library = emulate("sample_iou_balanced").library
+    assert (library.sample_items(), library.sample_max_listed_samples()) == (ITEMS, LISTED_SAMPLES)
 
 
 @pytest.mark.parametrize("candidates", [1, 31, 300, 1024, 1025, 2000])  # beside a warp and a block of 1024 threads
@@ -108,11 +122,44 @@ def test_rounds_of_positives(emulate, targets):
         assert_exact(kernels, matches, 11, num_samples=128, max_positives=max_positives)
 
 
-def test_more_positives_than_shared_memory_holds(emulate):
-    index, iou, state = scene(2, 2500, targets=40, shares=(0.9, 0.1, 0))
+def test_targets_that_do_not_fit_into_a_key(emulate):
+    for shift in (-20, 2**20 - 30, 2**62):
+        index, iou, state = scene(2, 700, targets=40, shares=(0.6, 0.4, 0), seed=2)
+        assert_exact(emulate("sample_iou_balanced"), (index + shift, iou, state), 13, num_samples=200, max_positives=99)
+
+
+@pytest.mark.parametrize("shares", [(0.02, 0.9, 0.08), (0.2, 0.3, 0.5), (0, 0.05, 0.95), (0.0005, 0.9995, 0)], ids=str)
+def test_many_blocks_sift(emulate, shares):
+    kernels, candidates = emulate("sample_iou_balanced"), 6001
+    kinds = itertools.product(("paper", "published"), ("instance_balanced", "random"))
+    intervals = {1: (0.0, 0.5), 3: (0.0, 0.5), 5: (0.97, 2.0), 64: (0.0, 0.5)}  # of 5 bins: they run short
+    for (bins, positives), (num_bins, interval) in zip(kinds, intervals.items(), strict=True):
+        matches = scene(2, candidates, targets=30, shares=shares, seed=num_bins)
+        changes = {"num_samples": 200, "max_positives": 90, "bins": bins, "positives": positives}
+        listed = assert_exact(kernels, matches, 23, num_bins=num_bins, interval=interval, **changes)
+        assert max(listed) < candidates / 2
+
+
+def test_a_list_that_does_not_fit(emulate):
+    """Very many positives dealt by target, and very many samples: drawn from all candidates in global memory."""
+    index, iou, state = scene(2, 4000, targets=40, shares=(0.9, 0.1, 0))
     index -= 20  # a target is any number
-    assert (state == 1).sum(1).min() > SHARED_POSITIVES
-    assert_exact(emulate("sample_iou_balanced"), (index, iou, state), 13, num_samples=512, max_positives=301)
+    changes = {"num_samples": 512, "max_positives": 301}
+    assert min(assert_exact(emulate("sample_iou_balanced"), (index, iou, state), 13, **changes)) > ITEMS
+    changes = {"num_samples": LISTED_SAMPLES + 1, "max_positives": 301, "positives": "random"}
+    assert min(assert_exact(emulate("sample_iou_balanced"), (index, iou, state), 13, **changes)) < 0  # poison
+
+
+def test_words_that_are_too_high_for_the_list(emulate):
+    """A group whose words are by chance so high that the sift loses some: found, and drawn from all candidates.
+
+    The chance is 10^-9, so the candidates of the only bin are chosen by their words."""
+    candidates, seed = 30_000, 3
+    word = reference.philox(seed, 0, torch.arange(candidates))[0]
+    state = torch.where(word > 2**31, 0, -1).to(torch.int8)[None]
+    matches = (torch.zeros(1, candidates, dtype=torch.int64), torch.zeros(1, candidates), state)
+    changes = {"num_samples": 200, "max_positives": 0, "num_bins": 1}
+    assert assert_exact(emulate("sample_iou_balanced"), matches, seed, **changes) == [0]
 
 
 def test_negatives_per_positive(emulate):

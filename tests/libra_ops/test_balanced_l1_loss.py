@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from libra_ops import balanced_l1_loss, reference
@@ -286,6 +287,63 @@ def test_differentiable_once(reduction):
     for penalty in (of_pred.sum(), of_pred.square().sum() + loss):
         with pytest.raises(RuntimeError, match="balanced_l1_loss: differentiable once"):
             torch.autograd.grad(penalty, pred, retain_graph=True)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_graph_that_is_kept_gives_the_same_gradient_again(reduction):
+    """And what a caller does to a gradient does not change the next one: each is memory of its own."""
+    pred, target = errors(50, 4)
+    expected = gradients(balanced_l1_loss, pred, target, reduction=reduction)
+    inputs = [pred.requires_grad_(), target.requires_grad_()]
+    for factor in (1, 3):
+        loss = balanced_l1_loss(*inputs, reduction=reduction).sum() * factor
+        for last in (False, False, True):
+            for got, once in zip(torch.autograd.grad(loss, inputs, retain_graph=not last), expected, strict=True):
+                torch.testing.assert_close(got, factor * once)
+                got.zero_()
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            torch.autograd.grad(loss, inputs)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_gradients_of_one_side_and_into_grad(reduction):
+    pred, target = errors(50, 4)
+    of_pred, of_target = gradients(balanced_l1_loss, pred, target, reduction=reduction)
+    for inputs, own, expected in (((pred.clone(), target), 0, of_pred), ((pred, target.clone()), 1, of_target)):
+        leaf = inputs[own].requires_grad_()
+        for times in (1, 2):  # the second is added to the first
+            (balanced_l1_loss(*inputs, reduction=reduction) * 2).sum().backward()
+            torch.testing.assert_close(leaf.grad, expected * 2 * times)
+
+
+def test_a_batch_of_incoming_gradients():
+    pred, target = errors(3, 4)
+    pred.requires_grad_()
+    incoming = torch.rand(5, 3, 4, generator=torch.Generator().manual_seed(1))
+    loss = balanced_l1_loss(pred, target)
+    expected = torch.stack([torch.autograd.grad(loss, pred, one, retain_graph=True)[0] for one in incoming])
+    (got,) = torch.autograd.grad(loss, pred, incoming, is_grads_batched=True)
+    torch.testing.assert_close(got, expected)
+
+
+def test_fake_tensors_have_the_gradients_shapes():
+    with FakeTensorMode():
+        pred, target = torch.rand(5, 4, requires_grad=True), torch.rand(5, 4)
+        for reduction in REDUCTIONS:
+            loss = balanced_l1_loss(pred, target, reduction=reduction)
+            assert loss.shape == (pred.shape if reduction == "none" else ())
+            assert torch.autograd.grad(loss.sum(), pred)[0].shape == (5, 4)
+
+
+def test_the_op_itself_has_the_same_gradient():
+    """Whoever calls it without the public function keeps its second output as it is."""
+    pred, target = errors(20, 4)
+    pred.requires_grad_()
+    loss, gradient = torch.ops.libra_ops.balanced_l1_loss(pred, target, None, 0.5, 1.5, 1.0, False, 1, True)
+    before = gradient.clone()
+    (got,) = torch.autograd.grad(2 * loss, pred)
+    assert torch.equal(gradient, before)
+    torch.testing.assert_close(got, 2 * gradients(balanced_l1_loss, pred, target, reduction="sum")[0])
 
 
 def test_forward_mode_is_an_error_and_not_a_missing_tangent():

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 
 from libra_ops import reference
@@ -299,6 +300,30 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.libra_ops.box_iou, (boxes1.requires_grad_(), boxes2.requires_grad_(), 2))
     boxes = (boxes1.detach(), boxes2.detach())
     torch.library.opcheck(torch.ops.libra_ops.box_iou_backward, (torch.rand(2, 5, 6, dtype=dtype), *boxes, 2))
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradient_again():
+    boxes1, boxes2 = random_boxes(5).requires_grad_(), random_boxes(6, seed=1)
+    overlaps = box_iou(boxes1, boxes2, "giou").sum()
+    first = torch.autograd.grad(overlaps, boxes1, retain_graph=True)[0]
+    expected = first.clone()
+    first.zero_()
+    assert torch.equal(torch.autograd.grad(overlaps, boxes1)[0], expected)
+
+
+def test_the_op_itself_has_the_same_gradient():
+    boxes1, boxes2, incoming = random_boxes(2, 5), random_boxes(2, 6, seed=1), torch.rand(2, 5, 6)
+    expected = gradients(box_iou, boxes1, boxes2, incoming)
+    got = gradients(lambda one, other: torch.ops.libra_ops.box_iou(one, other, 0), boxes1, boxes2, incoming)
+    assert all(torch.equal(one, other) for one, other in zip(got, expected, strict=True))
+
+
+def test_fake_tensors_have_the_gradients_shapes():
+    with FakeTensorMode():
+        boxes1 = torch.rand(3, 5, 4, requires_grad=True)
+        overlaps = box_iou(boxes1, torch.rand(6, 4))
+        assert overlaps.shape == (3, 5, 6)
+        assert torch.autograd.grad(overlaps.sum(), boxes1)[0].shape == (3, 5, 4)
 
 
 def test_compile():

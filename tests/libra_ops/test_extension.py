@@ -54,8 +54,8 @@ def test_unknown_device():
 
 
 def import_from(folder: Path) -> str:
-    """The error with which `import libra_ops` of a copy of the package ends."""
-    program = "import libra_ops"
+    """The error with which the import of a function from a copy of the package ends."""
+    program = "from libra_ops import box_iou"
     result = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True)
     assert result.returncode != 0
     return result.stderr
@@ -80,6 +80,75 @@ def test_extension_that_does_not_load(copied_package):
     (copied_package / "libra_ops" / "_C.abi3.so").write_bytes(b"built for another machine")
     error = import_from(copied_package)
     assert f"does not load with torch {torch.__version__}" in error and "pip install -e ." in error
+
+
+def run_afresh(program: str) -> None:
+    """In an interpreter that has imported nothing yet."""
+    result = subprocess.run([sys.executable, "-c", program], cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import libra_ops",
+        "import libra_ops.match_boxes",
+        "from libra_ops.match_boxes import Matches",
+        "from libra_ops import match_boxes, reference",
+        "from libra_ops import *",
+        "import libra_ops.sample_iou_balanced, libra_ops.box_iou, libra_ops.balanced_l1_loss, libra_ops.numpy",
+    ],
+)
+def test_functions_are_found_whatever_is_imported_first(first):
+    run_afresh(
+        f"""
+{first}
+import libra_ops, types
+for name in libra_ops.__all__:
+    assert name in dir(libra_ops)
+    assert callable(getattr(libra_ops, name)) and not isinstance(getattr(libra_ops, name), types.ModuleType), name
+import libra_ops.match_boxes, importlib
+assert isinstance(libra_ops.match_boxes, types.FunctionType)
+assert isinstance(importlib.import_module("libra_ops.match_boxes"), types.ModuleType)
+assert libra_ops.reference.box_iou is not libra_ops.box_iou and libra_ops.numpy.match_boxes
+try:
+    libra_ops.nothing
+except AttributeError as error:
+    assert "'libra_ops' has no attribute 'nothing'" in str(error)
+"""
+    )
+
+
+def test_the_package_imports_torch_at_first_use():
+    run_afresh(
+        """
+import sys, libra_ops
+assert "torch" not in sys.modules and "box_iou" in dir(libra_ops) and "torch" not in sys.modules
+libra_ops.build_info()
+assert "torch" in sys.modules
+"""
+    )
+
+
+@pytest.mark.parametrize("imports", ["import torch, libra_ops", "import libra_ops, torch"])
+def test_the_operators_are_there_with_torch(imports):
+    run_afresh(f"""
+{imports}
+boxes = torch.rand(1, 5, 4)
+assert torch.ops.libra_ops.box_iou(boxes, boxes, 0).shape == (1, 5, 5)
+torch.library.opcheck(torch.ops.libra_ops.box_iou.default, (boxes, boxes, 0), test_utils="test_faketensor")
+""")
+
+
+def test_a_first_use_can_be_compiled():
+    run_afresh(
+        """
+import torch, libra_ops
+boxes = torch.rand(1, 5, 4)
+overlaps = torch.compile(lambda x: libra_ops.box_iou(x, x) + 1, fullgraph=True, backend="eager")(boxes)
+assert torch.equal(overlaps, libra_ops.box_iou(boxes, boxes) + 1)
+"""
+    )
 
 
 def random_boxes(*shape: int, seed: int) -> torch.Tensor:

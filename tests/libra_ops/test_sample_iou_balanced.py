@@ -117,6 +117,29 @@ def test_as_many_candidates_as_anchors(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("positives", ["instance_balanced", "random"])
+@pytest.mark.parametrize("bins", ["paper", "published"])
+def test_images_of_several_parts(device, bins, positives):
+    """More than 16,384 candidates, which the CPU shares out among threads."""
+    matches = scene(2, 40_000, targets=30, shares=(0.05, 0.6, 0.35), grid=64)
+    for num_samples in (512, 12_000):
+        changes = {"num_samples": num_samples, "max_positives": num_samples // 4, "num_bins": 5}
+        assert_exact(device, matches, 13, bins=bins, positives=positives, **changes)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("word", [0, 1, 2, 3])
+def test_all_candidates_have_large_words(device, word):
+    """Whoever has the smallest random words is ignored: a search that expects small ones has to look again."""
+    candidates, seed = 6000, 41
+    index, iou, state = scene(1, candidates, targets=7, shares=(0.3, 0.7, 0))
+    words = reference.philox(seed, 0, torch.arange(candidates))[word]
+    state[0, words < 2**32 * 3 // 4] = -1
+    for positives, bins in (("random", "paper"), ("instance_balanced", "published")):
+        assert_exact(device, (index, iou, state), seed, num_samples=256, positives=positives, bins=bins)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_negatives_per_positive(device):
     for limit, shares in itertools.product((0, 0.5, 3, 1e12), ((0.02, 0.98, 0), (0, 1.0, 0))):
         assert_exact(device, scene(3, 400, shares=shares), 17, max_negatives_per_positive=limit)
@@ -218,16 +241,16 @@ def test_cuda_graph_draws_anew_at_every_replay_without_waiting():
 
 
 def test_threads_do_not_change_the_samples():
-    matches = scene(9, 1200)
     threads = torch.get_num_threads()
-    drawn = []
-    try:
-        for count in (1, 3):
-            torch.set_num_threads(count)
-            drawn.append(run_op(matches, 5, "cpu", OPTIONS)[0])
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(*drawn)
+    for matches in (scene(9, 1200), scene(2, 50_000)):  # images for each thread, and threads for each image
+        drawn = []
+        try:
+            for count in (1, 3):
+                torch.set_num_threads(count)
+                drawn.append(run_op(matches, 5, "cpu", OPTIONS)[0])
+        finally:
+            torch.set_num_threads(threads)
+        assert torch.equal(*drawn)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,0 +1,187 @@
+"""The goals, each with how it is measured from a run's JSON. RESULTS.md begins with this table.
+
+A goal's `measure` takes the run and returns the number, or None where the run has not what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.balanced_l1_loss import bytes_moved as loss_bytes
+from benchmarks.case import COMPILED, COPY, EAGER, OURS
+from benchmarks.match_and_sample import GRAPH, PUBLISHED
+from benchmarks.tables import ratio, seconds, size
+
+TORCHVISION = "torchvision"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """kind: cpu or cuda. limit: what `measure` has to reach, or with at_most what it may not exceed."""
+
+    kind: str
+    subject: str
+    words: str
+    limit: float
+    measure: Callable[[dict], float | None]
+    show: Callable[[float], str] = ratio
+    at_most: bool = False
+
+    def met(self, value: float) -> bool:
+        return value <= self.limit if self.at_most else value >= self.limit
+
+
+def find(run: dict, subject: str, case: str) -> dict | None:
+    return next((one for one in run["cases"] if (one["subject"], one["case"]) == (subject, case)), None)
+
+
+def time_of(case: dict | None, side: str) -> float | None:
+    return case["sides"].get(side, {}).get("median") if case else None
+
+
+def over_ours(subject: str, case: str, side: str) -> Callable[[dict], float | None]:
+    """How many times our time the side takes."""
+    return lambda run: _quotient(time_of(find(run, subject, case), side), time_of(find(run, subject, case), OURS))
+
+
+def ours_over(subject: str, case: str, side: str) -> Callable[[dict], float | None]:
+    return lambda run: _quotient(time_of(find(run, subject, case), OURS), time_of(find(run, subject, case), side))
+
+
+def _quotient(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def extra_memory(subject: str, case: str) -> Callable[[dict], float | None]:
+    def measure(run: dict) -> float | None:
+        side = (find(run, subject, case) or {"sides": {}})["sides"].get(OURS, {})
+        return side.get("peak")
+
+    return measure
+
+
+def share_of_copy(subject: str, case: str) -> Callable[[dict], float | None]:
+    """Bytes a second over those of a large copy."""
+
+    def measure(run: dict) -> float | None:
+        found = find(run, subject, case)
+        return _quotient(_quotient(found and found["bytes"], time_of(found, OURS)), run["ceilings"]["copy"])
+
+    return measure
+
+
+def share_of_fma(subject: str, case: str) -> Callable[[dict], float | None]:
+    def measure(run: dict) -> float | None:
+        found = find(run, subject, case)
+        return _quotient(_quotient(found and found["operations"], time_of(found, OURS)), run["ceilings"]["fma"])
+
+    return measure
+
+
+def least_over_ours(subject: str, training: bool) -> Callable[[dict], float | None]:
+    """torch.compile's time over ours, the least of all sizes (training: of training sizes) where both ran."""
+
+    def measure(run: dict) -> float | None:
+        ratios = [
+            _quotient(time_of(case, COMPILED), time_of(case, OURS))
+            for case in run["cases"]
+            if case["subject"] == subject and (case["training"] or not training)
+        ]
+        return min((one for one in ratios if one is not None), default=None)
+
+    return measure
+
+
+def percent(value: float) -> str:
+    return f"{value:.0%}"
+
+
+def _cpu() -> list[Goal]:
+    match, large = "200,000 x 100", "200,000 x 10,000"
+    found = [
+        Goal("cpu", "match_boxes", f"{match}, torch.compile's time", 10, over_ours("match_boxes", match, COMPILED)),
+        Goal("cpu", "match_boxes", f"{match}, eager's time", 60, over_ours("match_boxes", match, EAGER)),
+        Goal("cpu", "match_boxes", f"{large}, extra memory", 1e8, extra_memory("match_boxes", large), size, True),
+    ]
+    for targets in (10, 50, 100):
+        case = f"R-CNN, 1 x 2,000 x {targets}"
+        words = f"match + sample, 2,000 x {targets}, the published algorithm's time"
+        found.append(Goal("cpu", "match_and_sample", words, 20, over_ours("match_and_sample", case, PUBLISHED)))
+    loss, small, matrix = "200,000 x 4", "512 x 4", "2,000 x 2,000"
+    return [
+        *found,
+        Goal(
+            "cpu",
+            "balanced_l1_loss",
+            f"{loss}, torch.compile's time",
+            1.5,
+            over_ours("balanced_l1_loss", loss, COMPILED),
+        ),
+        Goal(
+            "cpu",
+            "balanced_l1_loss",
+            f"{loss}, over the time of copying the same {size(loss_bytes(200_000))}",
+            2,
+            ours_over("balanced_l1_loss", loss, COPY),
+            at_most=True,
+        ),
+        Goal("cpu", "balanced_l1_loss", f"{small}, eager's time", 1, over_ours("balanced_l1_loss", small, EAGER)),
+        Goal("cpu", "box_iou", f"{matrix}, torch.compile's time", 2, over_ours("box_iou", matrix, COMPILED)),
+        Goal("cpu", "box_iou", f"{matrix}, torchvision's time", 5, over_ours("box_iou", matrix, TORCHVISION)),
+    ]
+
+
+def _cuda() -> list[Goal]:
+    matrix, loss, match = "16,384 x 16,384", "4,000,000 x 4", "RPN, 16 x 268,569 x 500"
+    batch = "R-CNN, 16 x 2,000 x 50"
+    found = [
+        Goal("cuda", "box_iou", f"{matrix}, of copy bandwidth", 0.85, share_of_copy("box_iou", matrix), percent),
+        Goal(
+            "cuda",
+            "balanced_l1_loss",
+            f"{loss}, of copy bandwidth",
+            0.85,
+            share_of_copy("balanced_l1_loss", loss),
+            percent,
+        ),
+        Goal("cuda", "match_boxes", f"{match}, of FMA peak", 0.6, share_of_fma("match_boxes", match), percent),
+        Goal(
+            "cuda",
+            "match_and_sample",
+            "match + sample, 16 x 2,000 x 50, a graph replay",
+            25e-6,
+            lambda run: time_of(find(run, "match_and_sample", batch), GRAPH),
+            seconds,
+            True,
+        ),
+    ]
+    subjects = ("match_boxes", "sample_iou_balanced", "balanced_l1_loss", "box_iou")
+    for training, limit, words in ((True, 3, "training sizes"), (False, 1, "any size of the sweep")):
+        for subject in subjects:
+            measure = least_over_ours(subject, training)
+            found.append(Goal("cuda", subject, f"{words}, torch.compile's time, the least", limit, measure))
+    return found
+
+
+GOALS = [*_cpu(), *_cuda()]
+COLUMNS = ["operation", "goal", "expected", "measured", ""]
+
+
+def goal_rows(kind: str, runs: list[dict]) -> list[list[str]]:
+    """A row for each goal of this kind of device, with what every run measured."""
+    rows = []
+    for goal in GOALS:
+        if goal.kind == kind:
+            limit = f"{'at most' if goal.at_most else 'at least'} {goal.show(goal.limit)}"
+            rows.append([goal.subject, goal.words, limit, *_verdict(goal, runs)])
+    return rows
+
+
+def _verdict(goal: Goal, runs: list[dict]) -> tuple[str, str]:
+    values = [goal.measure(run) for run in runs]
+    met = [goal.met(value) for value in values if value is not None]
+    if not met:
+        return "not measured", ""
+    words = "met" if all(met) else "**missed**" if not any(met) else f"**met in {sum(met)} of {len(met)} runs**"
+    return " / ".join("not measured" if value is None else goal.show(value) for value in values), words

@@ -1,0 +1,123 @@
+"""A small run of every operation on the GPU, for compute-sanitizer, with each result compared with the CPU's.
+
+    PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool memcheck --error-exitcode 9 python -m benchmarks.sanitize
+
+Without torch's caching of memory every tensor is an allocation of its own, so that a step beyond it, or a read of what
+nobody wrote, is noticed. Sizes cross the kernels' tiles, chunks and blocks, and are no multiples of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from libra_ops import balanced_l1_loss, box_iou, match_boxes, sample_iou_balanced
+
+KINDS = ("iou", "iof", "giou", "diou", "ciou")
+
+
+def boxes(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[*shape, 4] within 100 x 100 pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    corners = torch.rand(*shape, 2, 2, generator=generator, dtype=dtype) * 100
+    return torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+
+
+def overlaps(kind: str, dtype: torch.dtype, n: int, m: int) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        one, other = (
+            boxes(2, count, seed=seed, dtype=dtype).to(device).requires_grad_() for seed, count in enumerate((n, m))
+        )
+        found = box_iou(one, other, kind)
+        return found.detach(), *torch.autograd.grad(found.sum(), (one, other))
+
+    return run
+
+
+def matched(n: int, g: int, shared: bool, crowd: bool) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        candidates = boxes(n, seed=0) if shared else boxes(2, n, seed=0)
+        candidates.view(-1, 4)[:2] = torch.tensor([[-1e30, 0, 1e30, 50], [0, 0, torch.nan, 1]])  # huge, and not finite
+        targets = boxes(2, g, seed=1)
+        valid = torch.arange(g).expand(2, g) < torch.tensor([[g], [g - 1]])
+        regions = boxes(2, 3, seed=2).to(device) if crowd else None
+        rules = {"positive_iou": 0.5, "negative_iou": 0.3, "min_positive_iou": 0.2, "crowd": regions}
+        return tuple(match_boxes(candidates.to(device), targets.to(device), valid.to(device), **rules))
+
+    return run
+
+
+def sampled(n: int, **options) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        iou = torch.rand(3, n, generator=generator) ** 3
+        index = torch.randint(7, (3, n), generator=generator)
+        state = torch.where(iou >= 0.6, 1, torch.where(iou < 0.5, 0, -1)).to(torch.int8)
+        matches = tuple(value.to(device) for value in (index, iou, state))
+        return tuple(sample_iou_balanced(matches, generator=torch.Generator().manual_seed(1), **options))
+
+    return run
+
+
+def loss(dtype: torch.dtype, count: int, reduction: str, formula: str) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        pred, target = (torch.randn(count, 4, generator=generator, dtype=dtype).to(device) for _ in range(2))
+        weight = (torch.rand(count, 1, generator=generator) < 0.7).to(device, dtype)
+        pred.requires_grad_()
+        value = balanced_l1_loss(pred, target, weight, beta=0.5, reduction=reduction, formula=formula)
+        return value.detach(), *torch.autograd.grad(value.sum(), pred)
+
+    return run
+
+
+def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
+    """What is run, with a name: takes a device, returns results to compare between devices."""
+    for kind in KINDS:
+        yield f"box_iou {kind}", overlaps(kind, torch.float32, 131, 67)
+    yield "box_iou float64", overlaps("giou", torch.float64, 5, 33)
+    yield "box_iou of one", overlaps("iou", torch.float32, 1, 1)
+    for n, g, shared, crowd in ((1300, 5, True, True), (1300, 131, False, False), (1, 1, False, True)):
+        yield f"match_boxes {n} x {g}", matched(n, g, shared, crowd)
+    for n in (1, 700, 9000):
+        for positives in ("instance_balanced", "random"):
+            for bins in ("paper", "published"):
+                options = {"num_samples": 512, "positive_fraction": 0.25, "positives": positives, "bins": bins}
+                yield f"sample_iou_balanced {n} {positives} {bins}", sampled(n, **options)
+    yield (
+        "sample_iou_balanced RPN",
+        sampled(
+            9000, num_samples=256, positive_fraction=0.5, num_bins=1, positives="random", max_negatives_per_positive=5.0
+        ),
+    )
+    for reduction in ("none", "sum", "mean"):
+        for formula in ("paper", "published"):
+            yield f"balanced_l1_loss {reduction} {formula}", loss(torch.float32, 1031, reduction, formula)
+    yield "balanced_l1_loss float64", loss(torch.float64, 3, "sum", "paper")
+
+
+def main() -> int:
+    if not torch.cuda.is_available():
+        print("benchmarks.sanitize: needs an NVIDIA GPU, and torch sees none", file=sys.stderr)
+        return 2
+    if os.environ.get("PYTORCH_NO_CUDA_MEMORY_CACHING") != "1":
+        print("benchmarks.sanitize: set PYTORCH_NO_CUDA_MEMORY_CACHING=1, else little is noticed", file=sys.stderr)
+    wrong = 0
+    for name, run in cases():
+        for got, expected in zip(run("cuda"), run("cpu"), strict=True):
+            torch.cuda.synchronize()
+            try:
+                torch.testing.assert_close(got.cpu(), expected, rtol=1e-3, atol=1e-3, equal_nan=True)
+            except AssertionError as error:
+                wrong += 1
+                print(f"WRONG {name}: {error}", file=sys.stderr)
+        print(name, flush=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

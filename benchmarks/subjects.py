@@ -1,0 +1,22 @@
+"""The subjects: each is a module of this package with a TITLE, an AXIS (what a size counts), a TEXT and `cases`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from benchmarks import balanced_l1_loss, box_iou, match_and_sample, match_boxes, sample_iou_balanced
+from benchmarks.case import Case, Plan
+
+SUBJECTS: dict[str, ModuleType] = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (match_boxes, match_and_sample, balanced_l1_loss, box_iou, sample_iou_balanced)
+}
+
+
+def cases_of(subject: str, plan: Plan) -> list[Case]:
+    """The cases of a subject; an unknown one is a ValueError that lists the known ones."""
+    if subject not in SUBJECTS:
+        raise ValueError(f"names: expected among {', '.join(SUBJECTS)}, got {subject!r}")
+    cases = SUBJECTS[subject].cases(plan)
+    assert len({case.name for case in cases}) == len(cases), f"{subject}: two cases of one name"
+    return cases

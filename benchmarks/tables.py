@@ -1,0 +1,135 @@
+"""The tables of a run: the same rows for the terminal (rich) and for RESULTS.md (Markdown)."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.case import COPY, OURS
+from benchmarks.subjects import SUBJECTS
+
+
+def seconds(value: float) -> str:
+    """Three digits, in the unit that suits."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3), ("us", 1e6)):
+        if value * factor >= 1 or unit == "us":
+            return f"{value * factor:.3g} {unit}" if value * factor < 1000 else f"{value * factor:,.0f} {unit}"
+    raise AssertionError
+
+
+def size(value: float) -> str:
+    """Bytes, in the unit that suits (1 MB is 10^6 bytes)."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= factor:
+            return f"{value / factor:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def ratio(value: float) -> str:
+    return f"{value:.2f}x" if value < 10 else f"{value:.0f}x"
+
+
+def times_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: the case, our time with quartiles, and every other side with its time over ours."""
+    cases = [case for case in document["cases"] if case["subject"] == subject]
+    others = [name for name in dict.fromkeys(n for case in cases for n in case["sides"]) if name not in (OURS, COPY)]
+    cuda = document["kind"] == "cuda"
+    columns = ["size", "libra_ops", *(["with launches"] if cuda else []), *others, "ceiling"]
+    rows = []
+    for case in cases:
+        ours = case["sides"][OURS]
+        if "not run" in ours:
+            rows.append([case["case"], ours["not run"], *[""] * (len(columns) - 2)])
+            continue
+        row = [case["case"], f"{seconds(ours['median'])} ({seconds(ours['low'])} to {seconds(ours['high'])})"]
+        if cuda:
+            row.append(seconds(ours["call"]))
+        row += [_other(case["sides"].get(name), ours) for name in others]
+        rows.append([*row, share_of_ceiling(case, document)[1]])
+    return columns, rows
+
+
+def _other(side: dict | None, ours: dict) -> str:
+    if side is None:
+        return ""
+    if "not run" in side:
+        return side["not run"]
+    return f"{seconds(side['median'])} ({ratio(side['median'] / ours['median'])})"
+
+
+def remarks_of(document: dict, subject: str) -> list[str]:
+    """Where a side's result differs from ours, or was not compared."""
+    found = dict.fromkeys(
+        f"{name}: {words}"
+        for case in document["cases"]
+        if case["subject"] == subject
+        for name, words in case["checks"].items()
+        if words != "agrees"
+    )
+    return list(found)
+
+
+def share_of_ceiling(case: dict, document: dict) -> tuple[float | None, str]:
+    """Our share of what binds, and in words: of the copy of the same bytes, or of the multiply-adds."""
+    ours = case["sides"][OURS]
+    if "not run" in ours:
+        return None, ""
+    if case["operations"]:
+        rate = case["operations"] / ours["median"]
+        if not document["ceilings"]["fma"]:
+            return None, f"{rate / 1e9:,.0f} G/s"
+        share = rate / document["ceilings"]["fma"]
+        return share, f"{rate / 1e9:,.0f} G/s, {share:.0%} of FMA"
+    share = case["sides"][COPY]["median"] / ours["median"]
+    return share, f"{case['bytes'] / ours['median'] / 1e9:,.3g} GB/s, {share:.0%} of copy"
+
+
+def memory_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]:
+    """Columns and rows: peak memory beyond the inputs, of cases where it was measured."""
+    cases = [
+        case
+        for case in document["cases"]
+        if case["subject"] == subject and any("peak" in side for side in case["sides"].values())
+    ]
+    others = [name for name in dict.fromkeys(n for case in cases for n in case["sides"]) if name != COPY]
+    rows = []
+    for case in cases:
+        cells = []
+        for name in others:
+            side = case["sides"].get(name, {})
+            words = f"{size(side['peak'])}, of which result {size(side['result'])}" if "peak" in side else ""
+            cells.append(words or side.get("not run", ""))
+        rows.append([case["case"], *cells])
+    return ["size", *others], rows
+
+
+def print_results(document: dict, console: Console) -> None:
+    ceilings = document["ceilings"]
+    fma = f"{ceilings['fma'] / 1e9:,.0f} G/s" if ceilings["fma"] else "not measured (no compiler)"
+    console.print(f"{document['device']}; copy {ceilings['copy'] / 1e9:,.3g} GB/s, multiply-adds {fma}")
+    for subject in dict.fromkeys(case["subject"] for case in document["cases"]):
+        for what, (columns, rows) in (
+            ("time (times ours)", times_of(document, subject)),
+            ("peak memory beyond the inputs", memory_of(document, subject)),
+        ):
+            if not rows:
+                continue
+            table = Table(*columns, title=f"{SUBJECTS[subject].TITLE}: {what}", title_justify="left")
+            for row in rows:
+                table.add_row(*row)
+            console.print(table)
+        for remark in remarks_of(document, subject):
+            console.print(remark, soft_wrap=True, markup=False)
+
+
+def print_failures(document: dict, console: Console) -> list[str]:
+    """Every side that failed or disagreed; returns them."""
+    failures = [failure for case in document["cases"] for failure in case["failures"]]
+    for failure in failures:
+        console.print(f"FAILED {failure}", soft_wrap=True, style="bold red", markup=False)
+    return failures
+
+
+def markdown(columns: list[str], rows: list[list[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

@@ -1,0 +1,141 @@
+"""RESULTS.md comes from the JSON alone."""
+
+import json
+import shutil
+
+import pytest
+
+from benchmarks.case import COMPILED, COPY, EAGER, OURS
+from benchmarks.goals import GOALS
+from benchmarks.report import FOLDER, load_runs, main, results_text, write_report
+
+
+def side(median: float, **more) -> dict:
+    return {"median": median, "low": median * 0.9, "high": median * 1.1, "samples": 9, "calls per sample": 1, **more}
+
+
+def a_run(compiled: float = 12e-3, **more) -> dict:
+    """A run with one case, in which torch.compile takes `compiled` seconds and ours 1 ms."""
+    case = {
+        "subject": "match_boxes",
+        "case": "200,000 x 100",
+        "size": 20_000_000,
+        "bytes": 5_801_700,
+        "operations": 340_000_000,
+        "training": False,
+        "checks": {COMPILED: "a remark", EAGER: "agrees"},
+        "failures": [],
+        "sides": {OURS: side(1e-3, peak=2e6, result=1e6), COMPILED: side(compiled), EAGER: {"not run": "no room"}},
+    }
+    return {
+        "kind": "cpu",
+        "device": "a processor",
+        "driver": "none",
+        "host": "a processor",
+        "versions": {"torch": "2.11.0"},
+        "commit": "abc",
+        "command": "python -m benchmarks",
+        "date": "2026-01-01 00:00 UTC",
+        "ceilings": {"copy": 2e10, "fma": 1e12},
+        "cases": [case],
+    } | more
+
+
+def test_the_committed_results_are_those_of_the_committed_json(tmp_path):
+    (tmp_path / "results").mkdir()
+    for file in (FOLDER / "results").glob("*.json"):
+        shutil.copy(file, tmp_path / "results")
+    write_report(tmp_path / "results", tmp_path / "RESULTS.md")
+    wanted = "run `python -m benchmarks.report`: RESULTS.md is not that of the JSON in benchmarks/results"
+    assert (tmp_path / "RESULTS.md").read_text() == (FOLDER / "RESULTS.md").read_text(), wanted
+    for picture in (tmp_path / "results").glob("*.svg"):
+        assert (FOLDER / "results" / picture.name).is_file(), wanted
+
+
+def test_what_was_not_measured_says_so_with_the_command():
+    text = results_text({"cpu": [], "cuda": []}, {})
+    assert text.count("| not measured |") == len(GOALS)
+    assert "benchmarks/gpu.sh" in text and "python -m benchmarks" in text
+
+
+def test_goals_are_judged_in_every_run():
+    text = results_text({"cpu": [a_run(), a_run(8e-3), a_run(11e-3)], "cuda": []}, {})
+    assert "| 12x / 8.00x / 11x | **met in 2 of 3 runs** |" in text
+    text = results_text({"cpu": [a_run(8e-3)], "cuda": []}, {})
+    assert "| 8.00x | **missed** |" in text
+
+
+def test_a_cell_says_why_a_side_did_not_run():
+    text = results_text({"cpu": [a_run()], "cuda": []}, {"cpu": {"match_boxes": "results/picture.svg"}})
+    assert "| 200,000 x 100 | 1 ms (900 us to 1.1 ms) | 12 ms (12x) | no room | 340 G/s, 34% of FMA |" in text
+    assert f"- {COMPILED}: a remark." in text
+    assert "2 MB, of which result 1 MB" in text
+    assert "(results/picture.svg)" in text
+
+
+def test_goals_on_a_gpu_are_read_from_its_run():
+    case = {
+        "subject": "box_iou",
+        "case": "16,384 x 16,384",
+        "size": 2**28,
+        "bytes": 2**30,
+        "operations": 0,
+        "training": True,
+        "checks": {},
+        "failures": [],
+        "sides": {OURS: side(3e-4, call=4e-4), COMPILED: side(9e-4, call=9e-4), COPY: side(2.8e-4, call=3e-4)},
+    }
+    run = a_run(kind="cuda", cases=[case], ceilings={"copy": 4.2e12, "fma": 3e13})
+    text = results_text({"cpu": [], "cuda": [run]}, {})
+    assert "| box_iou | 16,384 x 16,384, of copy bandwidth | at least 85% | 85% | met |" in text
+    assert "training sizes, torch.compile's time, the least | at least 3.00x | 3.00x | met |" in text
+    assert "93% of copy" in text and "with launches" in text
+
+
+def test_runs_are_read_in_the_order_of_their_names_and_other_json_is_left_alone(tmp_path):
+    for name, commit in (("cpu-2", "second"), ("cpu", "first"), ("cpu-3", "third")):
+        (tmp_path / f"{name}.json").write_text(json.dumps(a_run(commit=commit)))
+    (tmp_path / "other.json").write_text("[1]")
+    assert [run["commit"] for run in load_runs(tmp_path)["cpu"]] == ["first", "second", "third"]
+    assert main([str(tmp_path)]) == 0 and (tmp_path / "RESULTS.md").is_file()
+    assert main([str(tmp_path / "nowhere")]) == 2
+
+
+def test_counts_of_compiled_kernels_are_shown_as_counts(tmp_path):
+    kernel = {
+        "op": "box_iou",
+        "kernel": "box_iou_kernel<float>",
+        "registers": 32,
+        "shared_bytes": 16,
+        "spill_bytes": 0,
+        "local_accesses": 0,
+        "global_loads_128": 2,
+        "global_loads": 3,
+        "global_stores_128": 1,
+        "global_stores": 1,
+        "occupancy": {"blocks_per_multiprocessor": 8, "share_of_warps": 1.0, "limited_by": "warps"},
+        "hot_loop": {"instructions": 60, "fast_path": 40},
+    }
+    facts = {"architecture": "sm_90", "nvcc": "13.0", "commit": "abc", "command": "python -m benchmarks.sass"}
+    (tmp_path / "sass_sm_90.json").write_text(json.dumps({**facts, "kernels": [kernel]}))
+    text = write_report(tmp_path, tmp_path / "RESULTS.md").read_text()
+    assert "## Compiled for sm_90" in text and "nothing here was measured" in text
+    assert "| 32 | 16 | 0 / 0 | 2 of 3 | 1 of 1 | 100%, by warps | 60 (40) |" in text
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: f"{goal.kind} {goal.subject} {goal.words}")
+def test_every_goal_is_measured_by_a_case_that_is_run(goal):
+    """A goal whose case's name is mistyped would stay "not measured" for ever: here all cases that a run has."""
+    import torch
+
+    from benchmarks.case import Plan
+    from benchmarks.subjects import SUBJECTS, cases_of
+
+    plan = Plan(torch.device(goal.kind))
+    cases = []
+    for subject in SUBJECTS:
+        for case in cases_of(subject, plan):
+            sides = {name: side(1e-3, peak=1, result=1) for name in [*case.sides, COPY]}
+            known = {"subject": subject, "case": case.name, "bytes": case.bytes, "operations": case.operations}
+            cases.append({**known, "training": case.training, "sides": sides})
+    assert goal.measure({"cases": cases, "ceilings": {"copy": 1e12, "fma": 1e12}}) is not None
