@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from libra_det.config import Config
-from libra_det.weights.files import described, read_tensor_file
+from libra_det.weights.files import check_plain, described, read_tensor_file
 
 FORMAT = 1  # of the file; raised when an older libra_det could not read a newer file
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.pt")
@@ -120,12 +120,18 @@ def checkpoint_of(values: Any, path: Path) -> Checkpoint | None:
     if not isinstance(values, dict) or "format" not in values:
         return None
     version = values["format"]
+    if isinstance(version, torch.Tensor):  # a parameter of that name
+        return None
     if version != FORMAT:
         raise ValueError(
             f"{path}: has checkpoint format {version}, this libra_det reads {FORMAT}; use the version that wrote it"
         )
     plain = ("model", "ema", "optimizer", "epoch", "step", "steps_per_epoch", "seconds")
     try:
+        for state in (values["model"], values["ema"] or {}):
+            if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+                raise TypeError("expected tensors by name under 'model' and 'ema'")
+            check_plain(state, path)
         return Checkpoint(
             config=Config.from_json(values["config"]),
             categories=[(int(id), str(name)) for id, name in values["categories"]],

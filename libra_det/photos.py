@@ -7,6 +7,7 @@ detector sees the padding (the balanced pyramid averages over it), and one image
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -29,7 +30,7 @@ class Source(NamedTuple):
     """An image to predict."""
 
     file: Path
-    file_name: str  # relative to the folder that was searched, or the file as it was given
+    file_name: str  # relative to the folder that was searched, but with it where two agree; or the file as it was given
     picture: Path  # under the output folder
 
 
@@ -65,7 +66,8 @@ def find_images(inputs: Sequence[Path]) -> list[Source]:
             files.append(Source(path, str(path), Path(path.with_suffix(".jpg").name)))
         else:
             raise FileNotFoundError(f"{path}: no such image file or folder")
-    return files
+    uses = Counter(source.file_name for source in files)
+    return [source if uses[source.file_name] == 1 else source._replace(file_name=str(source.file)) for source in files]
 
 
 def is_drawing(file: Path) -> bool:

@@ -95,6 +95,7 @@ class Trainer:
         )
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
+        self._began_from_weights = weights is not None
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -112,6 +113,8 @@ class Trainer:
         """
         write_text(self.run / "config.json", self.config.to_json() + "\n")
         write_json(self.run / "environment.json", environment(str(self.device)))
+        if self._began_from_weights:  # which --resume is not given again
+            self._save()
         first_step = self.epoch * self.steps_per_epoch + self.step
         with closing(Progress(self.run, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
             while self.epoch < self.config.train.epochs:

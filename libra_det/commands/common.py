@@ -20,6 +20,12 @@ def resume_command(run: Path) -> str:
     return f"libra train --output {quoted(run)} --resume"
 
 
+def beside(source: Path, suffix: str) -> Path:
+    """A name beside a run folder (runs/lr0.01 -> runs/lr0.01.pt2) or a file of weights (W.pth -> W.pt2)."""
+    source = source if source.name else source.absolute()  # "." has no name
+    return source.with_name(source.name + suffix) if source.is_dir() else source.with_suffix(suffix)
+
+
 def one_source(run: Path | None, weights: Path | None) -> Path:
     """The run or file that the user names, which may be given as RUN or as --weights.
 

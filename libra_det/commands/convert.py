@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from libra_det.commands.common import described, one_source, print_notes, quoted
+from libra_det.commands.common import beside, described, one_source, print_notes, quoted
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Convert:
         source = one_source(self.file, self.weights)
         from libra_det.weights.convert import convert
 
-        output = self.output or source.with_suffix(".safetensors")
+        output = self.output or beside(source, ".safetensors")
         config, categories, notes = convert(source, output, recipe=self.recipe, partial=self.partial)
         print_notes(source, notes)
         print(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from libra_det.commands.common import loaded, one_source
+from libra_det.commands.common import beside, loaded, one_source
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Export:
 
     def __call__(self) -> int:
         source = one_source(self.run, self.weights)
-        output = self.output or source.with_suffix(f".{self.format}")
+        output = self.output or beside(source, f".{self.format}")
         detector = loaded(source, self.device, self.recipe, self.partial, flip=False, half=False)
         from libra_det.export import export_detector
 

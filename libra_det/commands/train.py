@@ -49,6 +49,8 @@ class Train:
             refuse_run(self.output)
         # A run that was stopped before its first checkpoint begins again.
         if self.resume and checkpoint_files(self.output):
+            if self.weights is not None:
+                print(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
             trainer = resume(self.output, device, self.config)
         else:
             trainer = self._trainer(device)

@@ -26,12 +26,15 @@ def convert(
         The configuration and classes written with them, and what was done to the weights, a sentence each.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_weights`, `configuration` and `fill`; or of another ending.
+        FileNotFoundError, ValueError: as `read_weights`, `configuration` and `fill`; or the output is the source, or
+            of another ending.
     """
     from safetensors.torch import save_file
 
     if output.suffix != ".safetensors":
         raise ValueError(f"--output: expected a name ending in .safetensors, got {output}")
+    if output.resolve() == Path(source).resolve():
+        raise ValueError(f"--output: {output} is the file to convert, which would be lost; name another")
     weights = read_weights(source)
     config, categories = configuration(weights, recipe, partial=partial)
     model = build_model(config.model, len(categories))

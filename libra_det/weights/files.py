@@ -11,6 +11,7 @@ import json
 import re
 import warnings
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,24 @@ def state_of(file: TensorFile) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(
             f"{file.path}: holds {described(file)} and no state_dict (a dict of tensors by parameter name)"
         )
+    check_plain(found, file.path)
     return {str(key): value for key, value in found.items()}, meta if isinstance(meta, dict) else {}
+
+
+def check_plain(state: Mapping[Any, Tensor], path: Path) -> None:
+    """Makes sure that tensors are what they seem: dense real numbers, all of them in the file.
+
+    A few bytes can claim to be a tensor of terabytes (each row the same memory), or one without any numbers.
+
+    Raises:
+        ValueError: naming the first that is not, and what it is.
+    """
+    for key, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            kind = "quantized" if value.is_quantized else f"{value.layout} {value.dtype} on {value.device}"
+            raise ValueError(f"{path}: {key} is {kind}; expected dense tensors of real numbers")
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise ValueError(f"{path}: {key} claims the shape {list(value.shape)}, for which it holds too few numbers")
 
 
 def described(file: TensorFile) -> str:

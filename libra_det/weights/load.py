@@ -156,7 +156,8 @@ def fill(
     judged = fit.without_class_layers() if anew else fit
     if not judged.exact and not partial:
         raise ValueError(_misfit(weights, "this model", judged.table()))
-    broken = next((k for k, v in weights.state.items() if v.is_floating_point() and not v.isfinite().all()), None)
+    taken = {key: value for key, value in weights.state.items() if key not in {**fit.unexpected, **fit.misshapen}}
+    broken = next((k for k, v in taken.items() if v.is_floating_point() and not v.float().isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"{weights.path}: {broken} holds NaN or infinite numbers; the training that wrote it diverged")
     load_fitting(model, weights.state)
@@ -210,7 +211,7 @@ def _of_converted(file: TensorFile) -> Weights:
     try:
         config = Config.from_json(file.metadata["config"])
         categories = [(int(id), str(name)) for id, name in json.loads(file.metadata["categories"])]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{file.path}: its metadata cannot be used ({error}); convert the original again") from error
     return Weights(file.path, file.state, config, categories)
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libra_det.config import Config
+from libra_det.models import retinanet, roi_head, rpn
 
+_LARGEST = 1e18  # of numbers that are computed: each line of a hostile text could square the one before
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -79,7 +81,7 @@ def read_assignments(text: str) -> dict[str, Any]:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             try:
                 values[statement.targets[0].id] = _value(statement.value, values)
-            except ValueError:
+            except (ValueError, TypeError, RecursionError):
                 continue
     return values
 
@@ -103,7 +105,7 @@ def _value(node: ast.AST, names: dict[str, Any]) -> Any:
             return -number
     if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
         left, right = _value(node.left, names), _value(node.right, names)
-        if isinstance(left, (int, float)) and isinstance(right, (int, float)) and right != 0:
+        if all(isinstance(x, (int, float)) and abs(x) < _LARGEST for x in (left, right)) and right != 0:
             return _OPERATORS[type(node.op)](left, right)
     raise ValueError(f"{type(node).__name__} is no plain value")
 
@@ -115,6 +117,10 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
     if style != "pytorch":
         settings.impossible.append(f"a backbone of style {style!r}, whose strides are in other convolutions")
     for neck in _list(model.get("neck")):
+        if neck.get("relu_before_extra_convs"):
+            settings.impossible.append("a ReLU before the pyramid's coarser levels")
+        if (neck.get("upsample_cfg") or {}).get("mode", "nearest") != "nearest":
+            settings.impossible.append(f"a pyramid enlarged by {neck['upsample_cfg']}")
         if neck.get("type") == "BFP":
             _take(found, "refine_level", neck, "refine_level")
             found["pyramid"] = neck.get("refine_type") or "mean"  # which has no tensors
@@ -124,7 +130,8 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
         head = model.get("bbox_head") or {}
         last = test
         _take(found, "retina_candidates_per_level", test, "nms_pre")
-        _expect_stds(head, settings)
+        _expect_plain_anchors(head, retinanet.STRIDES, settings)
+        _expect(True, head.get("loss_cls") or {}, settings, "use_sigmoid")
     else:
         head = model.get("rpn_head") or {}
         last = test.get("rcnn") or {}
@@ -132,7 +139,8 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
         _take(found, "proposals_per_level_test", first, "nms_pre")
         _take(found, "proposals_test", first, "max_per_img", "max_num")
         _take(found, "proposal_nms_iou", {**first, **(first.get("nms") or {})}, "iou_threshold", "iou_thr", "nms_thr")
-        _expect_stds(head, settings)
+        _expect(False, first, settings, "nms_across_levels")
+        _expect_plain_anchors(head, rpn.STRIDES, settings)
         box_head = (_list(roi.get("bbox_head")) or [{}])[0]
         _take(found, "roi_delta_stds", {**box_head, **(box_head.get("bbox_coder") or {})}, "target_stds")
         extractor = (_list(roi.get("bbox_roi_extractor")) or [{}])[0]
@@ -140,6 +148,11 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
         _take(found, "roi_finest_scale", extractor, "finest_scale")
         _take(found, "roi_size", layer, "output_size", "out_size")
         _take(found, "roi_sampling_ratio", layer, "sampling_ratio", "sample_num")
+        _expect("RoIAlign", layer, settings, "type")
+        _expect(True, layer, settings, "aligned")
+        _expect("SingleRoIExtractor", extractor, settings, "type")
+        _expect(list(roi_head.STRIDES), extractor, settings, "featmap_strides")
+        _expect(False, box_head.get("loss_cls") or {}, settings, "use_sigmoid")
     _take(found, "score_threshold", last, "score_thr")
     _take(found, "detections_per_image", last, "max_per_img")
     nms = last.get("nms") or {}
@@ -156,11 +169,20 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
         settings.impossible.append(f"anchors of several scales {scales}")
 
 
-def _expect_stds(head: dict[str, Any], settings: Settings) -> None:
-    """RPN and RetinaNet have deltas without standardisation here."""
-    stds = {**head, **(head.get("bbox_coder") or {})}.get("target_stds")
-    if stds is not None and any(value != 1 for value in stds):
-        settings.impossible.append(f"target_stds {stds} of anchors' boxes")
+def _expect_plain_anchors(head: dict[str, Any], strides: tuple[int, ...], settings: Settings) -> None:
+    """RPN and RetinaNet have deltas without standardisation here, and anchors that are centred on the grid."""
+    values = {**head, **(head.get("bbox_coder") or {}), **(head.get("anchor_generator") or {})}
+    _expect([1] * 4, values, settings, "target_stds")
+    _expect([0] * 4, values, settings, "target_means")
+    _expect(list(strides), values, settings, "strides", "anchor_strides")
+    _expect(0, values, settings, "center_offset")
+
+
+def _expect(possible: Any, values: dict[str, Any], settings: Settings, *keys: str) -> None:
+    """What is there under one of the keys has to be this; no tensor shows it."""
+    for key in keys:
+        if values.get(key) not in (None, possible):
+            settings.impossible.append(f"{key} {values[key]} instead of {possible}")
 
 
 def _read_data(values: dict[str, Any], settings: Settings) -> None:
@@ -195,16 +217,21 @@ def _read_pixels(step: dict[str, Any], to_rgb: str, settings: Settings) -> None:
         settings.impossible.append("pixels in the order blue, green, red")
 
 
-def _steps(value: Any) -> Iterator[dict[str, Any]]:
-    """Every dictionary with a `type` in a pipeline, with those inside it."""
+def _steps(value: Any, seen: set[int] | None = None) -> Iterator[dict[str, Any]]:
+    """Every dictionary with a `type` in a pipeline, with those inside it; what a text names many times, once."""
+    seen = set() if seen is None else seen
+    if isinstance(value, (dict, list)):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
     if isinstance(value, dict):
         if "type" in value:
             yield value
         for inner in value.values():
-            yield from _steps(inner)
+            yield from _steps(inner, seen)
     elif isinstance(value, list):
         for inner in value:
-            yield from _steps(inner)
+            yield from _steps(inner, seen)
 
 
 def _take(found: dict[str, Any], name: str, values: dict[str, Any], *keys: str) -> None:

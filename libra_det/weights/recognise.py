@@ -11,6 +11,7 @@ from libra_det.config import Config, ModelConfig
 from libra_det.models import build_model
 from libra_det.recipes import recipe, recipe_names
 from libra_det.weights.fit import Fit, compare
+from libra_det.weights.spelling import outputs
 
 
 def is_backbone(state: dict[str, Tensor]) -> bool:
@@ -20,12 +21,12 @@ def is_backbone(state: dict[str, Tensor]) -> bool:
 
 def num_classes_of(state: dict[str, Tensor]) -> int | None:
     """C, by the shapes of the class layers; None where there are none."""
-    classes = state.get("roi_head.bbox_head.fc_cls.weight")
+    classes = outputs(state, "roi_head.bbox_head.fc_cls.weight")
     if classes is not None:
-        return len(classes) - 1  # the last one is the background
-    classes, boxes = state.get("bbox_head.retina_cls.weight"), state.get("bbox_head.retina_reg.weight")
-    if classes is not None and boxes is not None and len(boxes) >= 4:
-        return len(classes) // (len(boxes) // 4)  # both have outputs for each anchor of a cell
+        return classes - 1  # the last one is the background
+    classes, boxes = outputs(state, "bbox_head.retina_cls.weight"), outputs(state, "bbox_head.retina_reg.weight")
+    if classes is not None and boxes is not None and boxes >= 4:
+        return classes // (boxes // 4)  # both have outputs for each anchor of a cell
     return None
 
 
@@ -38,10 +39,10 @@ def model_fit(config: ModelConfig, num_classes: int, state: dict[str, Tensor]) -
 
 def adapted(config: Config, state: dict[str, Tensor]) -> Config:
     """The configuration with box deltas shared by all classes where the tensors have them so, and else as it was."""
-    classes, deltas = (state.get(f"roi_head.bbox_head.{layer}.weight") for layer in ("fc_cls", "fc_reg"))
-    if classes is None or deltas is None or len(classes) == 2:  # with one class both are the same
+    classes, deltas = (outputs(state, f"roi_head.bbox_head.{layer}.weight") for layer in ("fc_cls", "fc_reg"))
+    if classes is None or deltas is None or classes == 2:  # with one class both are the same
         return config
-    return replace(config, model=replace(config.model, class_specific_boxes=len(deltas) != 4))
+    return replace(config, model=replace(config.model, class_specific_boxes=deltas != 4))
 
 
 def recognised(state: dict[str, Tensor], num_classes: int) -> tuple[Config, Fit]:

@@ -24,7 +24,8 @@ _RENAMED = (
     (re.compile(r"^bbox_head\.(cls|reg)_convs\.(\d+)\.(weight|bias)$"), r"bbox_head.\1_convs.\2.conv.\3"),  # to 0.5
 )
 _LEFT_OUT = (
-    (re.compile(r"^ema_\w+$"), "the moving average of the weights"),
+    # mmdetection 2 exchanges both when it saves: the average is under the parameters' own names, and this is the rest.
+    (re.compile(r"^ema_\w+$"), "the other half of a moving average of the weights, which is itself taken"),
     (re.compile(r"^data_preprocessor\."), "the normalisation of pixels, which the configuration gives"),
 )
 
@@ -86,11 +87,17 @@ def _has_background_first(state: dict[str, Tensor]) -> bool:
     """True for a region head of mmdetection 1.x: deltas for the background too, or, with deltas for all classes
     together, the names of its time."""
     for prefix in ("roi_head.bbox_head.", "bbox_head."):
-        classes, deltas = state.get(f"{prefix}fc_cls.weight"), state.get(f"{prefix}fc_reg.weight")
+        classes, deltas = outputs(state, f"{prefix}fc_cls.weight"), outputs(state, f"{prefix}fc_reg.weight")
         if classes is not None and deltas is not None:
-            agnostic_and_old = len(deltas) == 4 and len(classes) > 1 and prefix == "bbox_head."
-            return len(deltas) == 4 * len(classes) or agnostic_and_old
+            agnostic_and_old = deltas == 4 and classes > 1 and prefix == "bbox_head."
+            return deltas == 4 * classes or agnostic_and_old
     return False
+
+
+def outputs(state: dict[str, Tensor], name: str) -> int | None:
+    """How many outputs a layer has, by its weight; None without one."""
+    weight = state.get(name)
+    return None if weight is None or weight.dim() == 0 else len(weight)
 
 
 def _background_last(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from libra_det.config import DataConfig, ModelConfig, TrainConfig
 from libra_det.models import build_model
 from libra_det.recipes import recipe
 from libra_det.run_folder import new_run_folder, read_config
+from libra_det.train import Trainer
 
 
 def run_cli(*arguments) -> int:
@@ -212,6 +213,26 @@ def test_fine_tuning_from_a_published_file(tiny_recipes, tiny_data, tmp_path, ca
     assert not (tmp_path / "other").exists()
     assert run_cli("train", "--recipe", "tiny_plain", *weights, "--partial", "--output", tmp_path / "part", *short) == 0
     assert "loaded in part; not loaded:" in capsys.readouterr().out
+
+
+def test_a_run_from_weights_that_is_stopped_at_once_is_resumed_from_them(
+    tiny_recipes, tiny_data, tmp_path, capsys, monkeypatch
+):
+    """The command that resumes names no weights, and needs none: also before the first epoch is over."""
+    torch.manual_seed(0)
+    state = build_model(tiny_recipes["tiny_faster"].model, 2).state_dict()
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "W.pth")
+    run = tmp_path / "run"
+    short = ("--epochs", 1, "--data", tiny_data, "--device", "cpu", "--learning-rate", 1e-9, "--ema-decay", 0)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_train_epoch", lambda trainer: (_ for _ in ()).throw(RuntimeError("killed")))
+        run_cli("train", "--weights", tmp_path / "W.pth", "--output", run, *short)
+    assert run_cli("train", "--output", run, "--resume", "--device", "cpu") == 0
+    name = "neck.1.refine.g.conv.weight"
+    torch.testing.assert_close(load_checkpoint(run).model[name], state[name], atol=1e-5, rtol=0)
+    capsys.readouterr()
+    assert run_cli("train", "--output", run, "--resume", "--weights", tmp_path / "W.pth", "--device", "cpu") == 0
+    assert "W.pth: not read; the run continues from its own checkpoint" in capsys.readouterr().out
 
 
 def test_training_from_a_backbone_by_weights(tiny_recipes, tiny_data, tmp_path):

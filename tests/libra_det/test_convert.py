@@ -2,6 +2,7 @@
 
 import json
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,24 @@ def test_files_of_the_future_and_strange_metadata_are_errors(published, tmp_path
     save_file(state, output, {"libra_det": "1", "config": "{}", "categories": "[]"})
     with pytest.raises(ValueError, match="its metadata cannot be used"):
         libra_det.load(output, device="cpu")
+
+
+def test_names_beside_runs_and_files(tmp_path, monkeypatch):
+    from libra_det.commands.common import beside
+
+    monkeypatch.chdir(tmp_path)
+    assert beside(tmp_path / "W.pth", ".pt2") == tmp_path / "W.pt2"
+    (tmp_path / "lr0.01").mkdir()  # lr0.02's file must be another one
+    assert beside(tmp_path / "lr0.01", ".pt2") == tmp_path / "lr0.01.pt2"
+    assert beside(Path(), ".pt2") == tmp_path.with_name(f"{tmp_path.name}.pt2")
+
+
+def test_a_file_is_not_converted_onto_itself(published, tmp_path, capsys):
+    file = tmp_path / "W.safetensors"
+    file.write_bytes(published.read_bytes())
+    assert cli.main(["convert", str(file)]) == 2
+    assert "is the file to convert, which would be lost; name another" in capsys.readouterr().err
+    assert file.read_bytes() == published.read_bytes()
 
 
 @pytest.mark.parametrize(

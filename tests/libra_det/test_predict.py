@@ -252,6 +252,25 @@ def test_the_json_file_holds_all_detections_and_nothing_else(detector, tmp_path)
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())) == 1
 
 
+def test_images_of_one_name_in_two_folders_are_told_apart(detector, tmp_path):
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+        picture((300, 120), [30, 30, 90, 100]).save(tmp_path / folder / "a.png")
+    picture((300, 120), [30, 30, 90, 100]).save(tmp_path / "two" / "b.png")
+    found = predict_files(detector, [tmp_path / "one", tmp_path / "two"], None, 0.5)
+    names = [str(tmp_path / "one" / "a.png"), str(tmp_path / "two" / "a.png"), "b.png"]
+    assert [entry["file_name"] for entry in found.entries] == names
+
+
+def test_an_image_without_detections_is_drawn_and_has_no_entries(detector, tmp_path):
+    picture((300, 120), [30, 30, 90, 100]).save(tmp_path / "a.png")
+    found = predict_files(detector, [tmp_path / "a.png"], tmp_path / "out", 0.95, json_file=tmp_path / "found.json")
+    assert (found.images, found.entries) == (1, [])
+    assert json.loads((tmp_path / "found.json").read_text()) == []
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text()) == []
+    assert (tmp_path / "out" / "a.jpg").exists()
+
+
 class FindsRedOnTheLeft(FindsRed):
     """Sees only what lies in the left half of an image, and is less sure of what is further right."""
 

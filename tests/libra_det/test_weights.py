@@ -250,6 +250,45 @@ def test_other_contents_are_told(tmp_path):
         libra_det.load(tmp_path / "resnet18.pth", device="cpu")
 
 
+HEAD = "roi_head.bbox_head.fc_cls.weight"
+
+
+@pytest.mark.parametrize(
+    ("tensor", "message"),
+    [
+        (torch.zeros(1).expand(10**12, 1), r"claims the shape \[1000000000000, 1\], for which it holds too few"),
+        (torch.empty(3, 4, device="meta"), "float32 on meta; expected dense tensors"),
+        (torch.eye(3).to_sparse(), "sparse_coo"),
+        (torch.zeros(3, dtype=torch.complex64), "complex64"),
+        (torch.tensor(1.0), "but no class layer"),
+    ],
+)
+def test_tensors_that_are_not_what_they_seem_are_named(tiny_config, tmp_path, tensor, message):
+    with pytest.raises(ValueError, match=rf"W\.pth: .*{message}"):
+        libra_det.load(published(tmp_path, {HEAD: tensor}), device="cpu")
+    if tensor.dim() > 0:  # the same in what looks like a run's checkpoint
+        values = torch.load(Trainer(tiny_config(), tmp_path, CPU)._save(), weights_only=True)
+        torch.save({**values, "ema": {HEAD: tensor}}, tmp_path / "W.pt")
+        with pytest.raises(ValueError, match=rf"W\.pt: .*{message}"):
+            libra_det.load(tmp_path / "W.pt", device="cpu")
+
+
+def test_a_checkpoint_without_weights_is_incomplete(tiny_config, tmp_path):
+    file = Trainer(tiny_config(), tmp_path, CPU)._save()
+    values = torch.load(file, weights_only=True)
+    for broken in ({"model": [1]}, {"ema": {"a": 3}}):
+        torch.save({**values, **broken}, file)
+        with pytest.raises(ValueError, match="is no complete checkpoint"):
+            read_weights(file)
+
+
+def test_half_precision_files_are_read(tiny_recipes, tmp_path):
+    state = tiny_state(tiny_recipes["tiny_faster"])
+    halves = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    loaded = libra_det.load(published(tmp_path, halves), device="cpu").model.state_dict()
+    assert same(loaded, {key: value.float() if value.is_floating_point() else value for key, value in halves.items()})
+
+
 # What does not fit
 
 
@@ -288,6 +327,9 @@ def test_diverged_weights_are_refused(tiny_recipes, tmp_path):
     state["rpn_head.rpn_conv.bias"][3] = torch.nan
     with pytest.raises(ValueError, match=r"rpn_head.rpn_conv.bias holds NaN"):
         libra_det.load(published(tmp_path, state), device="cpu")
+    state["rpn_head.rpn_conv.bias"][3] = 0.0
+    state["extra.weight"] = torch.full((3,), torch.nan)  # which nothing would read
+    assert libra_det.load(published(tmp_path, state), device="cpu", partial=True)
 
 
 @pytest.mark.parametrize(
@@ -380,6 +422,41 @@ def test_a_configuration_that_cannot_be_followed(tiny_recipes, tmp_path):
     for text in ("model = (", "model = dict(neck=[3])"):
         file = published(tmp_path, state, meta={"config": text})
         assert any("configuration is not used" in note for note in libra_det.load(file, device="cpu").notes)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("type='FPN'", "type='FPN', relu_before_extra_convs=True", "a ReLU before the pyramid's coarser levels"),
+        ("type='FPN'", "type='FPN', upsample_cfg=dict(mode='bilinear')", "a pyramid enlarged by"),
+        ("scales=[4]", "scales=[4], center_offset=0.5", "center_offset 0.5 instead of 0"),
+        ("scales=[4]", "scales=[4], strides=[8, 16, 32, 64, 128]", "strides .* instead of .*4, 8, 16, 32, 64"),
+        ("rpn_head=dict(", "rpn_head=dict(target_means=[0.5, 0, 0, 0], ", "target_means"),
+        ("roi_head=dict(", "roi_head=dict(bbox_roi_extractor=dict(type='GenericRoIExtractor'), ", "GenericRoIExtr"),
+        (
+            "roi_head=dict(",
+            "roi_head=dict(bbox_roi_extractor=dict(roi_layer=dict(type='RoIAlign', aligned=False)), ",
+            "aligned False instead of True",
+        ),
+        ("bbox_head=dict(", "bbox_head=dict(loss_cls=dict(use_sigmoid=True), ", "use_sigmoid True instead of False"),
+        ("nms_pre=30", "nms_pre=30, nms_across_levels=True", "nms_across_levels True"),
+    ],
+)
+def test_what_no_tensor_shows_is_seen_in_the_configuration(tiny_recipes, tmp_path, old, new, message):
+    assert OWN.count(old) == 1
+    file = published(tmp_path, tiny_state(tiny_recipes["tiny_faster"]), meta={"config": OWN.replace(old, new)})
+    with pytest.raises(ValueError, match=message):
+        libra_det.load(file, device="cpu")
+
+
+def test_hostile_texts_end_soon():
+    from libra_det.weights.published_config import read_assignments, settings_of
+
+    assert read_assignments("a = 9\n" + "a = a * a\n" * 60)["a"] < 1e36  # not 9 ** 2 ** 60
+    assert settings_of({"config": "a = [dict(type='x')]\n" + "a = [a, a]\n" * 60 + "test_pipeline = a"}).data == {}
+    huge = "1" + "0" * 4000
+    text = f"a = {huge} / 3\nb = {huge} * 1.5\nc = {{[1]: 2}}\nd = {'1+' * 900}1\ne = 5"
+    assert read_assignments(text)["e"] == 5
 
 
 def test_mmdetections_own_text_changes_no_recipe(libra_goldens):
