@@ -1,7 +1,9 @@
 """What is measured: a case is one size of one subject, with the sides that compete at it.
 
-A subject's file has a `cases(plan)` that returns its cases. Bytes and operations of a case are counted from shapes, as
-the least any implementation could do: every input is read once, every output written once.
+A subject's file has a `cases(plan)` that returns its cases. Bytes are counted from shapes, as the least any
+implementation could move: every input is read once, every output written once. Operations are nominal: those of the
+formula for all pairs. An implementation that finds out that pairs lie apart does fewer, so where ours does, the pairs
+that it visits are counted on the inputs themselves.
 """
 
 from __future__ import annotations
@@ -81,8 +83,10 @@ class Case:
     name: unique within its subject. size: what the plot has on its horizontal axis.
     make: an input set from a generator, as tensors on the CPU.
     sides: by name; OURS is the one the others are compared with.
-    bytes: the least that has to be moved. operations: the least float32 instructions, each for one number, counted only
-        where arithmetic binds; 0: bytes bind.
+    bytes: the least that has to be moved. operations: float32 instructions of the formula for all pairs, each for one
+        number, counted only where arithmetic binds; 0: bytes bind.
+    visits: of an input set, the pairs that our kernel looks at one by one, where it does so by a rule that can be
+        computed; visit_operations: the least float32 instructions for one of them.
     training: a size at which detectors are trained. goal: measured first. memory: peak memory is measured.
     """
 
@@ -93,6 +97,8 @@ class Case:
     sides: dict[str, Side]
     bytes: int
     operations: int = 0
+    visits: Callable[..., int] | None = None
+    visit_operations: int = 0
     training: bool = False
     goal: bool = False
     memory: bool = False

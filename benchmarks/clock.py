@@ -3,7 +3,9 @@
 CPU: time.perf_counter around as many calls as make a sample last a millisecond, over rotating input sets.
 CUDA: events around one call, with a cold L2 (a buffer of four times its size is read before, which leaves no dirty
 lines), after a spin of about a millisecond during which the host can enqueue the call: the time of the device, not of
-the launches. `call_seconds` is what a loop pays: wall time per call, back to back, launches included.
+the launches. That holds only while the host needs less than the spin: it is timed too (`enqueue`), and a side that
+needs more is marked, since the device then waits for it within the measured time. `call_seconds` is what a loop pays:
+wall time per call, back to back, launches included.
 """
 
 from __future__ import annotations
@@ -45,15 +47,26 @@ class CudaClock:
         self._flush = torch.ones(max(4 * l2, 64 << 20) // 4, device=device)
         self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._turn = 0
+        self.enqueue = 0.0  # seconds of the host for the last sample's call
+        self.spin = min(self._spin_seconds() for _ in range(5))
 
     def sample(self, call: Callable[..., Any], sets: Sequence[tuple], calls: int = 1) -> float:
         """Seconds of the device for one call; `calls` is not used."""
         self._turn += 1
         arguments = sets[self._turn % len(sets)]
         self._flush.sum()
+        begin = time.perf_counter()  # the spin starts later than this
         torch.cuda._sleep(SPIN_CYCLES)
         self._start.record()
         call(*arguments)
+        self._end.record()
+        self.enqueue = time.perf_counter() - begin
+        self._end.synchronize()
+        return self._start.elapsed_time(self._end) / 1e3
+
+    def _spin_seconds(self) -> float:
+        self._start.record()
+        torch.cuda._sleep(SPIN_CYCLES)
         self._end.record()
         self._end.synchronize()
         return self._start.elapsed_time(self._end) / 1e3

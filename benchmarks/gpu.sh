@@ -12,7 +12,8 @@
 # Environment: OUT          folder of the results (needed)
 #              LIBRA_DATA   folder that holds bccd/, the data set of the training; without it there is none
 #              WHEELS       folder of Python wheels that are not installed there (tyro and what it needs, pycocotools)
-#              PYTHON       default python3; it has to have torch for CUDA, torchvision, ninja, pytest, hypothesis
+#              PYTHON       default python3; it has to have torch for CUDA, torchvision, numpy, ninja, pybind11, pytest,
+#                           hypothesis, rich, tqdm and matplotlib, or WHEELS the ones that it lacks
 #              LIBRA_COMMIT what the sources are, where git is not there to tell
 set -uo pipefail
 
@@ -81,6 +82,12 @@ if [ -n "${WHEELS:-}" ]; then
     --target "$work/site" "$WHEELS"/*.whl
 fi
 
+missing=""
+for module in torchvision numpy ninja pybind11 pytest hypothesis rich tqdm matplotlib; do
+  have "$module" || missing+="${missing:+, }$module"
+done
+[ -z "$missing" ] || fail "needs $missing: install for $python, or put wheels into WHEELS"
+
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 LIBRA_CUDA=1 stage build 200 "$OUT/build.log" "$python" setup.py build_ext --inplace || finish
 "$python" -c 'import libra_ops; print(libra_ops.build_info())' >>"$OUT/build.log" 2>&1
@@ -104,8 +111,11 @@ done
 wait
 cat "$work"/*check.log >"$OUT/sanitizer.log" 2>/dev/null
 
+budget=$((total - SECONDS - 30)) # the last case begun and the report need some
+[ "$budget" -le 180 ] || budget=180
+[ "$budget" -ge 0 ] || budget=0
 stage benchmarks 250 "$OUT/benchmarks.log" \
-  "$python" -m benchmarks --device cuda --output "$work/more/benchmarks" --budget 180
+  "$python" -m benchmarks --device cuda --output "$work/more/benchmarks" --budget "$budget"
 cp "$work/more/benchmarks/cuda.json" "$OUT/" 2>/dev/null
 
 if [ -z "${LIBRA_DATA:-}" ]; then

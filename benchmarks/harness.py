@@ -37,6 +37,7 @@ class Contestant:
     calls: int
     samples: int
     times: list[float]
+    enqueues: list[float]  # on a GPU: seconds of the host for each sample
 
 
 def input_set(case: Case, side: Side, device: torch.device, seed: int) -> tuple:
@@ -60,6 +61,9 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
     if not case.operations:
         sides[COPY] = copy_side(case.bytes, plan.device)
     result = _head(case) | {"input sets": count, "checks": {}, "sides": {name: {} for name in sides}, "failures": []}
+    if case.visits:
+        result["visits"] = round(statistics.mean(case.visits(*one) for one in raw))
+        result["visit operations"] = case.visit_operations * result["visits"]
     contestants: dict[str, Contestant] = {}
     ours: Any = None
     for name, side in sides.items():
@@ -91,12 +95,13 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
     del ours
     say("timing")
     _time(contestants, clock)
+    whole_calls = _time_whole_calls(contestants, clock) if isinstance(clock, CudaClock) else {}
     for name, contestant in contestants.items():
         found = _summary(contestant)
         if isinstance(clock, CudaClock):
-            found["call"] = statistics.median(
-                clock.call_seconds(contestant.call, contestant.sets, found["median"]) for _ in range(3)
-            )
+            found["call"] = whole_calls[name]
+            found["enqueue"] = statistics.median(contestant.enqueues)
+            found["hidden"] = found["enqueue"] <= clock.spin
         if sides[name].note:
             found["note"] = sides[name].note
         if case.memory and name != COPY and plan.memory in ("all", "ours" if name == OURS else "all"):
@@ -161,7 +166,7 @@ def _enter(side: Side, sets: Sequence[tuple], plan: Plan, clock: Clock) -> Conte
         seconds = min(seconds, clock.sample(side.call, sets, clock.calls_per_sample(seconds)))
     calls = clock.calls_per_sample(seconds)
     samples = math.floor(plan.seconds / max(seconds * calls, 1e-9))
-    return Contestant(side.call, sets, calls, min(plan.samples, max(plan.fewest, samples)), [])
+    return Contestant(side.call, sets, calls, min(plan.samples, max(plan.fewest, samples)), [], [])
 
 
 def _time(contestants: dict[str, Contestant], clock: Clock) -> None:
@@ -173,8 +178,19 @@ def _time(contestants: dict[str, Contestant], clock: Clock) -> None:
             for one in contestants.values():
                 if (round_ + 1) * one.samples // rounds > len(one.times):
                     one.times.append(clock.sample(one.call, one.sets, one.calls))
+                    if isinstance(clock, CudaClock):
+                        one.enqueues.append(clock.enqueue)
     finally:
         gc.enable()
+
+
+def _time_whole_calls(contestants: dict[str, Contestant], clock: CudaClock) -> dict[str, float]:
+    """Seconds of a call with everything the host does for it, the sides in turns."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for _ in range(3):
+        for name, one in contestants.items():
+            times[name].append(clock.call_seconds(one.call, one.sets, statistics.median(one.times)))
+    return {name: statistics.median(found) for name, found in times.items()}
 
 
 def _summary(contestant: Contestant) -> dict:

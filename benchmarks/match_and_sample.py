@@ -78,6 +78,8 @@ def _case(plan: Plan, batch: int, n: int, g: int) -> Case:
         sides,
         bytes_moved(batch, n, g),
         operations=batch * n * g * match_boxes.OPERATIONS_PER_PAIR,
+        visits=match_boxes.visited_pairs if plan.cuda else None,
+        visit_operations=match_boxes.VISIT_OPERATIONS,
         training=True,
         goal=(batch == 1 and not plan.cuda) or (plan.cuda and batch == 16),
     )

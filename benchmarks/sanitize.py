@@ -51,11 +51,11 @@ def matched(n: int, g: int, shared: bool, crowd: bool) -> Callable[[str], tuple[
     return run
 
 
-def sampled(n: int, **options) -> Callable[[str], tuple[Tensor, ...]]:
+def sampled(n: int, first_target: int = 0, **options) -> Callable[[str], tuple[Tensor, ...]]:
     def run(device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(0)
         iou = torch.rand(3, n, generator=generator) ** 3
-        index = torch.randint(7, (3, n), generator=generator)
+        index = torch.randint(first_target, first_target + 7, (3, n), generator=generator)
         state = torch.where(iou >= 0.6, 1, torch.where(iou < 0.5, 0, -1)).to(torch.int8)
         matches = tuple(value.to(device) for value in (index, iou, state))
         return tuple(sample_iou_balanced(matches, generator=torch.Generator().manual_seed(1), **options))
@@ -63,11 +63,20 @@ def sampled(n: int, **options) -> Callable[[str], tuple[Tensor, ...]]:
     return run
 
 
-def loss(dtype: torch.dtype, count: int, reduction: str, formula: str) -> Callable[[str], tuple[Tensor, ...]]:
+def loss(
+    dtype: torch.dtype, count: int, reduction: str, formula: str, unaligned: bool = False
+) -> Callable[[str], tuple[Tensor, ...]]:
+    """A weight for each box; what it masks is not a number. unaligned: memory begins beside a multiple of 16 bytes."""
+
     def run(device: str) -> tuple[Tensor, ...]:
         generator = torch.Generator().manual_seed(0)
-        pred, target = (torch.randn(count, 4, generator=generator, dtype=dtype).to(device) for _ in range(2))
+        first = int(unaligned)
+        pred, target = (
+            torch.randn(first + 4 * count, generator=generator, dtype=dtype).to(device)[first:].view(count, 4)
+            for _ in range(2)
+        )
         weight = (torch.rand(count, 1, generator=generator) < 0.7).to(device, dtype)
+        pred.masked_fill_(weight == 0, torch.nan)
         pred.requires_grad_()
         value = balanced_l1_loss(pred, target, weight, beta=0.5, reduction=reduction, formula=formula)
         return value.detach(), *torch.autograd.grad(value.sum(), pred)
@@ -80,6 +89,8 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
     for kind in KINDS:
         yield f"box_iou {kind}", overlaps(kind, torch.float32, 131, 67)
     yield "box_iou float64", overlaps("giou", torch.float64, 5, 33)
+    for n, m in ((40, 300), (300, 40)):  # several tiles
+        yield f"box_iou {n} x {m}", overlaps("iou", torch.float32, n, m)
     yield "box_iou of one", overlaps("iou", torch.float32, 1, 1)
     for n, g, shared, crowd in ((1300, 5, True, True), (1300, 131, False, False), (1, 1, False, True)):
         yield f"match_boxes {n} x {g}", matched(n, g, shared, crowd)
@@ -94,10 +105,18 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
             9000, num_samples=256, positive_fraction=0.5, num_bins=1, positives="random", max_negatives_per_positive=5.0
         ),
     )
+    many = {"num_samples": 1024, "positive_fraction": 0.5}  # more than fit into a list of the likely ones
+    yield "sample_iou_balanced many samples", sampled(9000, **many)
+    for n in (700, 9000):  # the number of such a target has no place in a packed word
+        yield f"sample_iou_balanced {n} high targets", sampled(n, first_target=1 << 21, **many)
     for reduction in ("none", "sum", "mean"):
         for formula in ("paper", "published"):
             yield f"balanced_l1_loss {reduction} {formula}", loss(torch.float32, 1031, reduction, formula)
     yield "balanced_l1_loss float64", loss(torch.float64, 3, "sum", "paper")
+    for count in (1031, 70_000):  # 280,000 elements: two groups in flight for each thread
+        for unaligned in (False, True):
+            name = f"balanced_l1_loss {count} x 4{' unaligned' if unaligned else ''}"
+            yield name, loss(torch.float32, count, "sum", "paper", unaligned)
 
 
 def main() -> int:

@@ -41,7 +41,8 @@ def times_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]:
         if "not run" in ours:
             rows.append([case["case"], ours["not run"], *[""] * (len(columns) - 2)])
             continue
-        row = [case["case"], f"{seconds(ours['median'])} ({seconds(ours['low'])} to {seconds(ours['high'])})"]
+        spread = f"({seconds(ours['low'])} to {seconds(ours['high'])})"
+        row = [case["case"], f"{seconds(ours['median'])} {spread}{_visible(ours)}"]
         if cuda:
             row.append(seconds(ours["call"]))
         row += [_other(case["sides"].get(name), ours) for name in others]
@@ -54,7 +55,12 @@ def _other(side: dict | None, ours: dict) -> str:
         return ""
     if "not run" in side:
         return side["not run"]
-    return f"{seconds(side['median'])} ({ratio(side['median'] / ours['median'])})"
+    return f"{seconds(side['median'])} ({ratio(side['median'] / ours['median'])}){_visible(side)}"
+
+
+def _visible(side: dict) -> str:
+    """A mark where the host took longer to enqueue a call than the GPU was kept busy."""
+    return "" if side.get("hidden", True) else ", host not hidden"
 
 
 def remarks_of(document: dict, subject: str) -> list[str]:
@@ -70,18 +76,28 @@ def remarks_of(document: dict, subject: str) -> list[str]:
 
 
 def share_of_ceiling(case: dict, document: dict) -> tuple[float | None, str]:
-    """Our share of what binds, and in words: of the copy of the same bytes, or of the multiply-adds."""
+    """Our share of what binds, and in words: of the copy of the same bytes, or of the multiply-adds.
+
+    Operations are nominal, without culling; where the visited pairs were counted, theirs follow and are the share.
+    """
     ours = case["sides"][OURS]
     if "not run" in ours:
         return None, ""
     if case["operations"]:
-        rate = case["operations"] / ours["median"]
-        if not document["ceilings"]["fma"]:
-            return None, f"{rate / 1e9:,.0f} G/s"
-        share = rate / document["ceilings"]["fma"]
-        return share, f"{rate / 1e9:,.0f} G/s, {share:.0%} of FMA"
+        most = document["ceilings"]["fma"]
+        share, words = _of_multiply_adds(case["operations"] / ours["median"], most)
+        words = f"nominal {words}"
+        if "visits" in case:
+            share, visited = _of_multiply_adds(case["visit operations"] / ours["median"], most)
+            words += f"; visited {case['visits'] / case['size']:.0%} of pairs: {visited}"
+        return share, words
     share = case["sides"][COPY]["median"] / ours["median"]
     return share, f"{case['bytes'] / ours['median'] / 1e9:,.3g} GB/s, {share:.0%} of copy"
+
+
+def _of_multiply_adds(rate: float, most: float | None) -> tuple[float | None, str]:
+    words = f"{rate / 1e9:,.0f} G/s"
+    return (rate / most, f"{words}, {rate / most:.0%} of FMA") if most else (None, words)
 
 
 def memory_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]:
@@ -105,7 +121,7 @@ def memory_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]
 
 def print_results(document: dict, console: Console) -> None:
     ceilings = document["ceilings"]
-    fma = f"{ceilings['fma'] / 1e9:,.0f} G/s" if ceilings["fma"] else "not measured (no compiler)"
+    fma = f"{ceilings['fma'] / 1e9:,.0f} G/s" if ceilings["fma"] else "not measured"
     console.print(f"{document['device']}; copy {ceilings['copy'] / 1e9:,.3g} GB/s, multiply-adds {fma}")
     for subject in dict.fromkeys(case["subject"] for case in document["cases"]):
         for what, (columns, rows) in (

@@ -17,11 +17,18 @@ def blocks(language: str) -> list[str]:
 
 def test_the_loop_of_your_own_runs():
     """The ten lines of libra_ops alone, in which a gradient arrives."""
-    (loop,) = (block for block in blocks("python") if "sample_iou_balanced" in block)
+    (loop,) = (block for block in blocks("python") if "from libra_ops import" in block)
     names: dict = {}
     exec(loop, names)
     assert names["pred"].grad.abs().sum() > 0 or not names["samples"].positive.any()
     assert len(loop.strip().splitlines()) <= 15
+
+
+def test_numpy_arrays_are_matched_and_sampled():
+    (lines,) = (block for block in blocks("python") if "from libra_ops.numpy import" in block)
+    names: dict = {}
+    exec(lines, names)
+    assert names["samples"].valid.all() and names["overlaps"].shape == (1, 2000, 8)
 
 
 def test_the_detector_api_is_as_shown(monkeypatch):

@@ -5,9 +5,8 @@
 //   LIBRA_HOST_DEVICE float area(...)        a function for both sides
 //   SHARED(float, tile, [32][33]);           static shared memory; SHARED(int, count) for a single value
 //   DYN_SHARED(float, scratch);              float* scratch: the dynamic shared memory, 16-byte aligned, one per kernel
-//   relaxed_load(&word), relaxed_store(&word, x)   for words that other threads store to meanwhile: some value of
-//   theirs approximate_reciprocal(x)                1 / x to 2^-22, where neither is subnormal launch(kernel<T>, grid,
-//   block, shared_bytes, stream, args...)   -> cudaError_t; returns before the kernel ends
+//   approximate_reciprocal(x)                1 / x to 2^-22, where neither is subnormal
+//   launch(kernel<T>, grid, block, shared_bytes, stream, args...)   -> cudaError_t; returns before the kernel ends
 //
 // No torch header belongs here. A grid or block with a zero is an error in both worlds: return early for empty inputs.
 #pragma once
@@ -26,14 +25,6 @@
   extern __shared__ __align__(16) unsigned char libra_dynamic_shared[]; \
   type* name = reinterpret_cast<type*>(libra_dynamic_shared)
 
-template <class T>
-__device__ __forceinline__ T relaxed_load(const T* word) {
-  return *const_cast<const volatile T*>(word);
-}
-template <class T>
-__device__ __forceinline__ void relaxed_store(T* word, T value) {
-  *const_cast<volatile T*>(word) = value;
-}
 __device__ __forceinline__ float approximate_reciprocal(float value) {
   float result;
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));

@@ -22,19 +22,21 @@ namespace libra {
 struct __align__(16) StagedTarget {
   Box<float> box;  // scaled; nowhere() for a target that cannot be found, or is odd
   float area;
-  float low;     // ratio_below(the best IoU that any box of the tile has with it), or of an earlier one
-  unsigned top;  // bits of that IoU
+  // Between barriers only atomics touch these. Neither is negative, so their bits order as integers do.
+  unsigned top;  // bits of the best IoU that any box of the tile has with it
+  unsigned low;  // bits of ratio_below() of that IoU, or meanwhile of an earlier one
 
   __device__ __forceinline__ void begin(const Box<float>& scaled_box, unsigned least) {
     box = scaled_box, area = libra::area(scaled_box);
-    low = ratio_below(__uint_as_float(least)), top = least;
+    top = least, low = __float_as_uint(ratio_below(__uint_as_float(least)));
   }
 
   __device__ __forceinline__ void raise(float iou) {
-    if (__float_as_uint(iou) <= relaxed_load(&top)) return;
     atomicMax(&top, __float_as_uint(iou));
-    relaxed_store(&low, ratio_below(iou));  // of two at a time any may stay: both are right
+    atomicMax(&low, __float_as_uint(ratio_below(iou)));
   }
+
+  __device__ __forceinline__ float low_by_now() { return __uint_as_float(atomicOr(&low, 0u)); }
 };
 
 // Bits that an IoU has to pass to be a target's best: those just below min_positive_iou, or of 0.
@@ -52,7 +54,7 @@ __device__ __forceinline__ unsigned outside_crowds(const Candidate (&mine)[kBoxe
   unsigned outside = (1u << kBoxes) - 1;
   for (int start = 0; start < n; start += 32) {
     const Box<float> region = start + lane < n ? load_box(crowd + start + lane) : nowhere();
-    const bool real = is_real(region, true), plain = is_plain(region);
+    const bool real = is_real(region, true), plain = is_screenable(region);
     odd = odd || (real && !plain);
     const bool near = real && plain && (kBoxes == 1 || overlaps(hull, scaled(region)));
     for (unsigned rest = __ballot_sync(kFullWarp, near); rest; rest &= rest - 1) {
@@ -77,13 +79,13 @@ __device__ __forceinline__ void match_odd(const MatchTensors& tensors, const Mat
   for (int i = threadIdx.x; i < part.count; i += kMatchThreads) {
     const Box<float> box = load_box(part.boxes + i);
     if (!is_finite(box)) continue;
-    const bool kept = !in_crowd(box, crowd, shape.crowd), plain = !all && is_plain(box);
+    const bool kept = !in_crowd(box, crowd, shape.crowd), plain = !all && is_screenable(box);
     float best = tensors.iou[part.out + i];
     int arg = static_cast<int>(tensors.index[part.out + i]);
 #pragma unroll 1
     for (int g = 0; g < shape.targets; ++g) {
       const Box<float> target = load_box(tensors.targets + first_target + g);
-      if (!is_real(target, tensors.valid[first_target + g]) || (plain && is_plain_target(target))) continue;
+      if (!is_real(target, tensors.valid[first_target + g]) || (plain && is_screenable_target(target))) continue;
       const float value = any_iou(box, target);
       if (value > best || (value == best && value > 0 && g < arg)) best = value, arg = g;
       const unsigned bits = __float_as_uint(value);
@@ -102,8 +104,14 @@ template <int kBoxes, bool kLowQuality>
 __global__ void __launch_bounds__(kMatchThreads, kBoxes > 1 ? 5 : 8)
     match_kernel(const __grid_constant__ MatchTensors tensors, const __grid_constant__ MatchShape shape,
                  const __grid_constant__ MatchRules rules) {
-  SHARED(StagedTarget, staged, [kStage]);
   constexpr bool kHull = kBoxes > 1;
+  struct Shared {
+    StagedTarget staged[kStage];
+    float lows[kLowQuality && !kHull ? kMatchThreads / 32 : 1][32];  // of each warp: bounds of the targets it is at
+  };
+  SHARED(Shared, shared);
+  StagedTarget* const staged = shared.staged;
+  float* const lows = shared.lows[kLowQuality && !kHull ? threadIdx.x / 32 : 0];
   constexpr int kTile = kBoxes * kMatchThreads;
   const int thread = threadIdx.x, lane = thread % 32;
   const int image = blockIdx.x / shape.chunks, chunk = blockIdx.x % shape.chunks;
@@ -129,7 +137,7 @@ __global__ void __launch_bounds__(kMatchThreads, kBoxes > 1 ? 5 : 8)
     for (int k = 0; k < kBoxes; ++k) {
       Box<float> box{0, 0, 0, 0};
       if (place + k * 32 < part.count) box = load_box(part.boxes + place + k * 32);
-      const bool finite = is_finite(box), plain = is_plain(box);
+      const bool finite = is_finite(box), plain = is_screenable(box);
       keep |= static_cast<unsigned>(finite) << k;
       odd = odd || (finite && !plain);
       mine[k].begin(plain ? scaled(box) : Box<float>{0, 0, 0, 0});
@@ -146,10 +154,10 @@ __global__ void __launch_bounds__(kMatchThreads, kBoxes > 1 ? 5 : 8)
       }
     }
 
-    // The pairs of the lane's boxes and a staged target.
-    const auto visit = [&](StagedTarget& other, int number) {
+    // The pairs of the lane's boxes and a staged target. target_low: its bound, of a moment ago.
+    const auto visit = [&](StagedTarget& other, int number, float target_low) {
       const Box<float> target_box = load_box(&other.box);
-      const float target_area = other.area, target_low = kLowQuality ? relaxed_load(&other.low) : 0.0f;
+      const float target_area = other.area;
       float found[kBoxes];
       bool closer[kBoxes], any = false;
 #pragma unroll
@@ -161,33 +169,47 @@ __global__ void __launch_bounds__(kMatchThreads, kBoxes > 1 ? 5 : 8)
         any = any || closer[k];
       }
       if (!any) return;
+      float reached_iou = 0;
 #pragma unroll
       for (int k = 0; k < kBoxes; ++k) {
         if (!closer[k]) continue;
         const float sum = mine[k].area + target_area;
         if (!kLowQuality || found[k] > mine[k].low * sum) mine[k].compare(found[k], target_area, number);
-        if (kLowQuality && found[k] > target_low * sum && keep >> k & 1) other.raise(found[k] / (sum - found[k]));
+        if (kLowQuality && found[k] > target_low * sum && keep >> k & 1) {
+          reached_iou = fmaxf(reached_iou, found[k] / (sum - found[k]));
+        }
       }
+      if (kLowQuality && reached_iou > 0) other.raise(reached_iou);
     };
 
     for (int start = 0; start < shape.targets; start += kStage) {
       const int count = min(shape.targets - start, kStage);
       if (kHull || start > 0) load_target(start + thread);
-      const bool real = thread < count && is_real(target, valid), plain = is_plain_target(target);
+      const bool real = thread < count && is_real(target, valid), plain = is_screenable_target(target);
       odd = odd || (real && !plain);
       if (thread < count) staged[thread].begin(real && plain ? scaled(target) : nowhere(), least_top(rules));
       any_target |= __syncthreads_or(real);
-      if constexpr (kHull) {
-        for (int group = 0; group < count; group += 32) {
-          const bool near = group + lane < count && overlaps(hull, load_box(&staged[group + lane].box));
+      for (int group = 0; group < count; group += 32) {
+        const int size = min(count - group, 32);
+        StagedTarget* const others = staged + group;
+        bool near = lane < size;
+        if (kHull) near = near && overlaps(hull, load_box(&others[lane].box));
+        // A lane asks for one target's bound: as a warp sees a target once, only other warps can raise it meanwhile.
+        const float low = kLowQuality && near ? others[lane].low_by_now() : 0.0f;
+        if constexpr (kHull) {
           for (unsigned rest = __ballot_sync(kFullWarp, near); rest; rest &= rest - 1) {
-            const int j = group + __ffs(rest) - 1;
-            visit(staged[j], start + j);
+            const int j = __ffs(rest) - 1;
+            visit(others[j], start + group + j, kLowQuality ? __shfl_sync(kFullWarp, low, j) : 0.0f);
           }
+        } else {
+          if (kLowQuality) {
+            __syncwarp();  // the bounds of the group before have been read
+            lows[lane] = low;
+            __syncwarp();
+          }
+#pragma unroll 4
+          for (int j = 0; j < size; ++j) visit(others[j], start + group + j, kLowQuality ? lows[j] : 0.0f);
         }
-      } else {
-#pragma unroll 2
-        for (int j = 0; j < count; ++j) visit(staged[j], start + j);
       }
       if (kLowQuality || start + kStage < shape.targets) __syncthreads();  // the stage has been read
       if (kLowQuality && thread < count) {

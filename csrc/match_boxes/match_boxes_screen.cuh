@@ -5,11 +5,12 @@
 // and of the reciprocal that is only nearly one, are covered by margins. Errors of I / S, relative: what the formula's
 // four roundings can hide is below 2^-20; the reciprocal and two products add less than 2^-21.
 //
-// Plain boxes: all of this holds where nothing under- or overflows. A coordinate is plain if it is 0 or between 2^-20
-// and 2^20 in magnitude: differences are then 0 or at least 2^-43, areas at most 2^42. A plain target has an area of at
-// least 2^-18 px^2 too, so that the union is never the formula's 1e-6. The rest, the odd ones, take the formula itself.
+// Screenable boxes: all of this holds where nothing under- or overflows. A coordinate is screenable if it is 0 or
+// between 2^-20 and 2^20 in magnitude: differences are then 0 or at least 2^-43, areas at most 2^42. A screenable
+// target has an area of at least 2^-18 px^2 too, so that the union is never the formula's 1e-6. The rest, the odd ones,
+// take the formula itself.
 //
-// x is kept times 2^-21, which is exact for plain numbers: lengths in x are then at most 1, and their clamp at 0 is the
+// x is kept times 2^-21, which is exact for such numbers: lengths in x are then at most 1, and their clamp at 0 is the
 // adder's own saturation to [0, 1], which costs no instruction.
 #pragma once
 
@@ -24,17 +25,17 @@ constexpr float kScaleX = 1.0f / (1 << 21);
 constexpr float kBelowRatio = 1.0f - 1.0f / (1 << 18);  // of the best I / S: whoever has less is certainly worse
 constexpr float kAboveRatio = 1.0f + 1.0f / (1 << 16);  // of that bound: whoever has more is certainly better
 
-LIBRA_HOST_DEVICE bool is_plain(float coordinate) {
+LIBRA_HOST_DEVICE bool is_screenable(float coordinate) {
   const float magnitude = std::fabs(coordinate);
   return (magnitude >= 1.0f / (1 << 20) && magnitude <= (1 << 20)) || magnitude == 0;
 }
 
-LIBRA_HOST_DEVICE bool is_plain(const Box<float>& box) {
-  return is_plain(box.x1) && is_plain(box.y1) && is_plain(box.x2) && is_plain(box.y2);
+LIBRA_HOST_DEVICE bool is_screenable(const Box<float>& box) {
+  return is_screenable(box.x1) && is_screenable(box.y1) && is_screenable(box.x2) && is_screenable(box.y2);
 }
 
-LIBRA_HOST_DEVICE bool is_plain_target(const Box<float>& target) {
-  return is_plain(target) && area(target) >= 1.0f / (1 << 18);
+LIBRA_HOST_DEVICE bool is_screenable_target(const Box<float>& target) {
+  return is_screenable(target) && area(target) >= 1.0f / (1 << 18);
 }
 
 // The bound on I / S below which an IoU is certainly less than this one.

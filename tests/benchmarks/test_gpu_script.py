@@ -15,6 +15,7 @@ LIMIT_OF_FILES = 8  # that are easily fetched from a machine
 
 # Answers as a Python with a GPU would; $FAIL names a word of the command that makes it fail.
 PYTHON = """#!/usr/bin/env bash
+[ -n "${LACKS:-}" ] && [ "$*" = "-c import $LACKS" ] && exit 1
 case "$*" in
   *torch.cuda.is_available*) echo True; exit 0 ;;
 esac
@@ -27,7 +28,10 @@ SANITIZER = '#!/usr/bin/env bash\n[ "$2" = "${FAIL_TOOL:-}" ] && exit 9\necho "$
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs the script with these variables; returns its exit status, the stages of its summary, and OUT."""
+    """Runs the script with these variables; returns its exit status, the stages of its summary, and OUT.
+
+    Where it ended at once: what it said instead of OUT.
+    """
     tools = tmp_path / "bin"
     tools.mkdir()
     for name, text in (("python3", PYTHON), ("compute-sanitizer", SANITIZER)):
@@ -41,6 +45,8 @@ def run(tmp_path):
         environment = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "OUT": str(out), **variables}
         environment |= {"CUDA_HOME": str(tmp_path), "PYTHON": "python3"}
         done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True, timeout=60)
+        if done.returncode == 2:
+            return 2, {}, done.stderr
         summary = json.loads((out / "summary.json").read_text())
         return done.returncode, {stage["stage"]: stage for stage in summary["stages"]}, out
 
@@ -64,6 +70,12 @@ def test_all_stages_pass_and_little_is_left_to_fetch(run, tmp_path):
     assert len(files) <= LIMIT_OF_FILES and {"summary.json", "cuda.json", "more.tar.gz"} <= set(files)
     assert (out / "sanitizer.log").read_text().count("=== ") == 4
     assert f"--data {tmp_path}/bccd" in (out / "training.log").read_text()
+    assert "--budget 180" in (out / "benchmarks.log").read_text()
+
+
+def test_the_benchmarks_get_what_time_is_left(run):
+    _, _, out = run(SECONDS="400")  # bash counts on from there; 525 in all, of which 30 are kept back
+    assert any(f"--budget {left}" in (out / "benchmarks.log").read_text() for left in range(60, 96))
 
 
 def test_without_data_there_is_no_training(run):
@@ -72,7 +84,7 @@ def test_without_data_there_is_no_training(run):
 
 
 def test_a_failed_stage_fails_the_whole_and_stops_nothing(run):
-    status, stages, _ = run(FAIL="pytest")
+    status, stages, _ = run(FAIL="-m pytest")
     assert status == 1
     assert stages["tests"]["result"] == "failed" and stages["tests"]["why"] == "exit status 3"
     assert stages["benchmarks"]["result"] == "passed"
@@ -96,6 +108,11 @@ def test_without_compute_sanitizer_it_fails(run):
     assert status == 1 and stages["initcheck"]["why"] == "compute-sanitizer is not there"
 
 
+def test_a_module_that_is_not_there_is_named_before_anything_is_built(run):
+    status, _, said = run(LACKS="hypothesis")
+    assert status == 2 and "needs hypothesis" in said
+
+
 def test_it_says_what_it_needs(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "OUT"}
     done = subprocess.run([SCRIPT], env=environment, capture_output=True, text=True)
@@ -115,8 +132,25 @@ def test_what_the_sanitizers_run_is_right():
     assert main() == 0
 
 
-def test_what_the_sanitizers_run_runs():
-    from benchmarks.sanitize import cases
+def test_what_the_sanitizers_run_agrees_with_the_reference(monkeypatch):
+    from benchmarks import sanitize
+    from libra_ops import reference
 
-    for _, run_on in cases():
-        assert all(result.isfinite().all() or result.isnan().any() for result in run_on("cpu"))
+    def match(boxes, targets, valid, **rules):
+        return reference.match_boxes(boxes, targets, valid, **rules)
+
+    def sample(matches, *, generator, positive_fraction, num_samples, **options):
+        seed = torch.randint(-(2**63), 2**63 - 1, (1,), generator=generator)  # as the operation draws it
+        positives = int(num_samples * positive_fraction + 1e-6)
+        return reference.sample_iou_balanced(*matches, seed, num_samples, positives, **options)
+
+    results = [(name, run("cpu")) for name, run in sanitize.cases()]
+    monkeypatch.setattr(sanitize, "box_iou", reference.box_iou)
+    monkeypatch.setattr(sanitize, "match_boxes", match)
+    monkeypatch.setattr(sanitize, "sample_iou_balanced", sample)
+    monkeypatch.setattr(sanitize, "balanced_l1_loss", reference.balanced_l1_loss)
+    for (name, got), (_, run) in zip(results, sanitize.cases(), strict=True):
+        for mine, other in zip(got, run("cpu"), strict=True):
+            torch.testing.assert_close(
+                mine, other, rtol=1e-3, atol=1e-3, equal_nan=True, msg=lambda m, n=name: f"{n}: {m}"
+            )

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from dataclasses import replace
 
 import pytest
@@ -14,9 +15,10 @@ from benchmarks.balanced_l1_loss import bytes_moved as loss_bytes
 from benchmarks.box_iou import bytes_moved as matrix_bytes
 from benchmarks.case import COPY, OURS, Case, Mismatch, Plan, Side, close, mostly_equal
 from benchmarks.ceilings import measure_ceilings
-from benchmarks.clock import CpuClock
+from benchmarks.clock import CpuClock, CudaClock
 from benchmarks.harness import run_case
 from benchmarks.match_boxes import bytes_moved as match_bytes
+from benchmarks.match_boxes import visited_pairs
 from benchmarks.report import write_report
 from benchmarks.run import run
 from benchmarks.subjects import SUBJECTS, cases_of
@@ -147,8 +149,30 @@ def test_bytes_counted_by_hand():
     assert match_bytes(1, 10, 2, shared=True) == 160 + 34 + 130
     assert match_bytes(3, 10, 2, shared=True) == 160 + 3 * (34 + 130)
     assert match_bytes(3, 10, 2, shared=False) == 3 * (160 + 34 + 130)
-    # 5 boxes of 4 deltas: prediction, target and gradient of 4 bytes each; one sum.
-    assert loss_bytes(5) == 5 * 4 * 12 + 4
+    # 5 boxes of 4 deltas: prediction, target and gradient of 4 bytes each; one sum. Scaled: the gradient twice more.
+    assert loss_bytes(5, 1.0) == 5 * 4 * 12 + 4
+    assert loss_bytes(5) == 5 * 4 * 20 + 4
+
+
+def test_visited_pairs_counted_by_hand():
+    """300 images of 700 boxes of 5 px at x 0, 10, ...: warps of 128, the last of 60; targets in two of the warps."""
+    left = torch.arange(700.0) * 10
+    boxes = torch.stack([left, left * 0, left + 5, left * 0 + 5], -1)
+    targets = torch.tensor([[100.0, 0, 102, 3], [6990, 0, 6991, 9], [0, 50, 9999, 60], [7000, 0, 8000, 5]])
+    images, valid = targets.expand(300, 4, 4), torch.ones(300, 4, dtype=torch.bool)
+    assert visited_pairs(boxes, images, valid) == 300 * (128 + 60)
+    assert visited_pairs(boxes.expand(300, -1, -1), images, valid) == 300 * (128 + 60)
+    assert visited_pairs(boxes, images[:2], valid[:2]) == 2 * 700 * 4  # small: no hulls
+
+
+@pytest.mark.cuda
+def test_a_host_that_is_slower_than_the_spin_is_not_hidden():
+    clock = CudaClock(torch.device("cuda"))
+    x = torch.ones(8, device="cuda")
+    for pause, hidden in ((0.0, True), (0.02, False)):
+        for _ in range(3):
+            clock.sample(lambda pause=pause: (time.sleep(pause), x.add(1)), [()])
+        assert (clock.enqueue <= clock.spin) == hidden
 
 
 def test_the_anchors_are_those_of_the_image():

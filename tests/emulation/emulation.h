@@ -214,19 +214,6 @@ inline T atomicCAS(T* address, emulation::identity_t<T> expected, emulation::ide
   return emulation::atomic_update(address, [=](T before) { return before == expected ? value : before; });
 }
 
-// Loads and stores that other threads may come between: like atomics, no race with one another or with those.
-template <class T>
-__attribute__((no_sanitize("thread"))) inline T relaxed_load(const T* address) {
-  emulation::preempt();
-  emulation::note_atomic(address, sizeof(T));
-  return *address;
-}
-template <class T>
-__attribute__((no_sanitize("thread"))) inline void relaxed_store(T* address, emulation::identity_t<T> value) {
-  emulation::preempt();
-  emulation::note_atomic(address, sizeof(T));
-  *address = value;
-}
 inline float approximate_reciprocal(float value) { return 1.0f / value; }
 
 inline cudaError_t cudaMemsetAsync(void* pointer, int byte, size_t bytes, cudaStream_t) {
