@@ -18,21 +18,24 @@ if TYPE_CHECKING:
 __all__ = ["Config", "DataConfig", "ModelConfig", "TrainConfig", "load"]
 
 
-def load(run: Path | str, device: str = "auto") -> Detector:
-    """A trained detector.
+def load(source: Path | str, device: str = "auto", *, recipe: str | None = None, partial: bool = False) -> Detector:
+    """A trained detector, from whatever holds its weights.
 
     Args:
-        run: a run folder of `libra train` (its newest checkpoint is taken), or a checkpoint file.
+        source: a run folder of `libra train` (its newest checkpoint is taken), a checkpoint file, a safetensors file of
+            `libra convert`, or a published .pth file. It is recognised by its content.
         device: auto (the first GPU if there is one), cpu, cuda or cuda:N.
+        recipe: name of the model's recipe; None: the file's own, or the one that its tensors fit.
+        partial: load what fits, and leave the rest of the model at random.
 
     Returns:
         A detector; `detector.predict` takes paths, PIL images and uint8 tensors [3, H, W].
 
     Raises:
         FileNotFoundError: there is no run or no checkpoint.
-        ValueError: the checkpoint is damaged, or there is no such device.
+        ValueError: the file is damaged or needs code to be run, its tensors do not fit, or there is no such device.
     """
     from libra_det.devices import choose_device  # imports torch, which `import libra_det` alone does not
     from libra_det.predict import load_detector
 
-    return load_detector(run, choose_device(device))
+    return load_detector(source, choose_device(device), recipe=recipe, partial=partial)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from libra_det.config import Config
+from libra_det.weights.files import check_plain, described, read_tensor_file
 
 FORMAT = 1  # of the file; raised when an older libra_det could not read a newer file
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.pt")
@@ -101,34 +102,49 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
     advice = "expected a checkpoint of `libra train`; if it is damaged, delete it and the one before it is used"
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # torch raises many kinds for a file that is cut off or is something else
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: cannot be read ({reason}); {advice}") from error
+        file = read_tensor_file(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from error
+    checkpoint = checkpoint_of(file.values, path)
+    if checkpoint is None:
+        raise ValueError(f"{path}: holds {described(file)}; {advice}")
+    return checkpoint
+
+
+def checkpoint_of(values: Any, path: Path) -> Checkpoint | None:
+    """The checkpoint that a file's content is; None for the content of any other file.
+
+    Raises:
+        ValueError: it is of a newer libra_det, or incomplete.
+    """
     if not isinstance(values, dict) or "format" not in values:
-        raise ValueError(f"{path}: holds {_describe(values)}; {advice}")
-    version = values.pop("format")
+        return None
+    version = values["format"]
+    if isinstance(version, torch.Tensor):  # a parameter of that name
+        return None
     if version != FORMAT:
         raise ValueError(
             f"{path}: has checkpoint format {version}, this libra_det reads {FORMAT}; use the version that wrote it"
         )
-    values["config"] = Config.from_json(values["config"])
-    values["categories"] = [(int(id), str(name)) for id, name in values["categories"]]
-    return Checkpoint(**values)
+    plain = ("model", "ema", "optimizer", "epoch", "step", "steps_per_epoch", "seconds")
+    try:
+        for state in (values["model"], values["ema"] or {}):
+            if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+                raise TypeError("expected tensors by name under 'model' and 'ema'")
+            check_plain(state, path)
+        return Checkpoint(
+            config=Config.from_json(values["config"]),
+            categories=[(int(id), str(name)) for id, name in values["categories"]],
+            **{name: values[name] for name in plain},
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: is no complete checkpoint of `libra train` ({error!r})") from error
 
 
 def _position(file: Path) -> tuple[int, int]:
     """(complete epochs, steps after those), from the file's name."""
     found = _NAME.fullmatch(file.name)
     return int(found[1]), int(found[2] or 0)
-
-
-def _describe(values: Any) -> str:
-    if isinstance(values, dict):
-        return "a dictionary with " + (", ".join(repr(key) for key in list(values)[:3]) or "nothing")
-    return f"a {type(values).__name__}"
 
 
 def _sync_folder(folder: Path) -> None:

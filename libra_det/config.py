@@ -17,7 +17,10 @@ from libra_det.validation import check_fields, check_order
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Libra Faster R-CNN. Every Libra component stands beside its plain counterpart."""
+    """The detector. Every Libra component stands beside its plain counterpart."""
+
+    detector: Literal["faster_rcnn", "fast_rcnn", "retinanet"] = "faster_rcnn"
+    """faster_rcnn finds its regions itself, fast_rcnn takes those of a file (proposals), retinanet has no regions."""
 
     # Backbone: a torchvision ResNet or ResNeXt, built by its constructor's name.
     backbone: str = "resnet50"
@@ -41,11 +44,15 @@ class ModelConfig:
     refine_level: int = 2
     """Pyramid level, 0 the finest, at whose size the levels are integrated."""
 
-    # Region proposal network.
+    # Anchors, of the region proposal network and of RetinaNet.
     anchor_scale: float = 8.0
     """Side of a square anchor, in strides of its level."""
     anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Height / width of the anchors."""
+    anchor_scales_per_octave: int = 1
+    """Sizes of each ratio: 3 adds anchors 2^(1/3) and 2^(2/3) times as large."""
+
+    # Region proposal network.
     rpn_positive_iou: float = 0.7
     rpn_negative_iou: float = 0.3
     rpn_min_positive_iou: float = 0.3
@@ -79,14 +86,6 @@ class ModelConfig:
     """What the IoU bins span: the negatives' interval as in the paper, or all IoUs as published code has it."""
     sampler_num_bins: int = 3
     positive_sampler: Literal["random", "instance_balanced"] = "instance_balanced"
-    box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "balanced_l1"
-    box_loss_beta: float = 1.0
-    """Where smooth_l1 and balanced_l1 become linear."""
-    balanced_l1_alpha: float = 0.5
-    balanced_l1_gamma: float = 1.5
-    balanced_l1_formula: Literal["paper", "published"] = "paper"
-    class_loss_weight: float = 1.0
-    box_loss_weight: float = 1.0
     roi_size: int = 7
     roi_sampling_ratio: int = 0
     """Samples per RoIAlign bin and axis; 0 adapts to the box."""
@@ -96,6 +95,31 @@ class ModelConfig:
     class_specific_boxes: bool = True
     """One box regression per class, or one for all."""
     roi_delta_stds: tuple[float, float, float, float] = (0.1, 0.1, 0.2, 0.2)
+
+    # RetinaNet's head.
+    retina_convs: int = 4
+    """Convolutions before the last one, for the classes and for the boxes."""
+    retina_positive_iou: float = 0.5
+    retina_negative_iou: float = 0.4
+    retina_min_positive_iou: float = 0.0
+    """A target whose best anchor reaches this IoU (and overlaps it) claims that anchor, even under the threshold."""
+    retina_candidates_per_level: int = 1000
+    """Best-scored pairs of an anchor and a class of each level that go into NMS."""
+    focal_alpha: float = 0.25
+    """Weight of an anchor's own class in the focal loss; the others have 1 - alpha."""
+    focal_gamma: float = 2.0
+    """How much less confident right answers count in the focal loss."""
+
+    # Losses of the last head: that on regions, or RetinaNet's.
+    box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "balanced_l1"
+    box_loss_beta: float = 1.0
+    """Where smooth_l1 and balanced_l1 become linear."""
+    balanced_l1_alpha: float = 0.5
+    balanced_l1_gamma: float = 1.5
+    balanced_l1_formula: Literal["paper", "published"] = "paper"
+    """As in the paper, or as published code has it; the same where box_loss_beta is 1."""
+    class_loss_weight: float = 1.0
+    box_loss_weight: float = 1.0
 
     # Detections.
     score_threshold: float = 0.05
@@ -107,14 +131,16 @@ class ModelConfig:
             self,
             {
                 "[1, inf)": "fpn_channels rpn_samples proposals_per_level proposals_per_level_test proposals_train "
-                "proposals_test roi_samples roi_size fc_channels detections_per_image",
+                "proposals_test roi_samples roi_size fc_channels detections_per_image anchor_scales_per_octave "
+                "retina_candidates_per_level",
                 "(0, inf)": "pixel_std anchor_scale anchor_ratios box_loss_beta balanced_l1_alpha balanced_l1_gamma "
                 "roi_finest_scale roi_delta_stds",
                 "[0, inf)": "rpn_max_negatives_per_positive rpn_class_loss_weight rpn_box_loss_weight "
-                "class_loss_weight box_loss_weight roi_sampling_ratio",
+                "class_loss_weight box_loss_weight roi_sampling_ratio retina_convs focal_gamma",
                 "[0, 1]": "rpn_positive_iou rpn_min_positive_iou rpn_positive_fraction proposal_nms_iou "
-                "roi_positive_iou roi_positive_fraction score_threshold nms_iou",
-                "(0, 1]": "rpn_negative_iou roi_negative_iou",
+                "roi_positive_iou roi_positive_fraction retina_positive_iou retina_min_positive_iou focal_alpha "
+                "score_threshold nms_iou",
+                "(0, 1]": "rpn_negative_iou roi_negative_iou retina_negative_iou",
                 "[-1, 4]": "frozen_stages",
                 "[0, 4]": "refine_level",
                 "[1, 64]": "sampler_num_bins",
@@ -124,6 +150,7 @@ class ModelConfig:
             raise ValueError("anchor_ratios: expected at least one, got ()")
         check_order(self, "rpn_negative_iou", "rpn_positive_iou")
         check_order(self, "roi_negative_iou", "roi_positive_iou")
+        check_order(self, "retina_negative_iou", "retina_positive_iou")
 
 
 @dataclass(frozen=True)
@@ -142,12 +169,20 @@ class DataConfig:
     """COCO JSON to evaluate on, likewise."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    proposals: str | None = None
+    """File of `libra proposals` with the regions of train_split, for fast_rcnn."""
+    eval_proposals: str | None = None
+    """The same for eval_split."""
+    max_proposals: int = 2000
+    """Best regions of an image that are taken from these files."""
     short_side: int = 800
     """Images are resized so that their shorter side is this many pixels ..."""
     long_side: int = 1333
     """... unless the longer one would pass this many."""
     size_divisor: int = 32
     """Batches are padded to a multiple of this."""
+    antialias: bool = True
+    """Smooth images before they are made smaller; off: bilinear as OpenCV has it, as published models expect."""
     horizontal_flip: float = 0.5
     vertical_flip: float = 0.0
     scale_jitter: tuple[float, float] = (1.0, 1.0)
@@ -166,7 +201,7 @@ class DataConfig:
         check_fields(
             self,
             {
-                "[1, inf)": "short_side long_side size_divisor batch_size",
+                "[1, inf)": "max_proposals short_side long_side size_divisor batch_size",
                 "[0, inf)": "color_jitter workers cache_mb",
                 "(0, inf)": "scale_jitter",
                 "[0, 1]": "horizontal_flip vertical_flip",

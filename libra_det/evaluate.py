@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,9 +14,11 @@ from tqdm import tqdm
 
 from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
 from libra_det.draw import beside, draw_boxes
+from libra_det.inference import Inference
 from libra_det.metrics import Metrics, evaluate_results
-from libra_det.models import FasterRCNN
-from libra_det.predict import load_detector, to_picture
+from libra_det.models import DetectionModel
+from libra_det.photos import by_padded_size
+from libra_det.predict import Detector, load_detector, to_picture
 from libra_det.run_folder import write_json
 from libra_det.structures import Detections
 
@@ -30,10 +33,18 @@ class Evaluation:
     """COCO result entries: image_id, category_id (the data set's own), bbox [x, y, w, h] in original pixels, score."""
     seconds: float
     """Wall-clock time of reading images, detecting and measuring."""
+    images_per_second: float
+    """Of reading images and detecting."""
+    peak_memory: int
+    """Bytes: on a GPU the most that tensors took, on the CPU the most that the whole process ever had."""
 
 
 def evaluate(
-    model: FasterRCNN, dataset: DetectionDataset, device: torch.device, categories: Sequence[tuple[int, str]]
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    device: torch.device,
+    categories: Sequence[tuple[int, str]],
+    inference: Inference | None = None,
 ) -> Evaluation:
     """Detect objects in all images of a data set and compare with its annotations.
 
@@ -42,29 +53,48 @@ def evaluate(
         dataset: not for training; images without objects count too.
         device: where the model is.
         categories: (id, name) of the model's labels 0..C-1. They are matched to the data set's categories by name.
+        inference: with mirrored images or in half precision; None: neither.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
-    results = detect(model, dataset, device, category_ids(categories, dataset.annotations))
+    ids = category_ids(categories, dataset.annotations)
+    results = detect(model, dataset, device, ids, inference or Inference())
+    detected = time.perf_counter()
     metrics = evaluate_results(dataset.annotations.coco(), results)
-    return Evaluation(metrics, results, time.perf_counter() - start)
+    images_per_second = len(dataset) / (detected - start)
+    return Evaluation(metrics, results, time.perf_counter() - start, images_per_second, _peak_memory(device))
 
 
 @torch.no_grad()
 def detect(
-    model: FasterRCNN, dataset: DetectionDataset, device: torch.device, ids: Sequence[int | None]
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    device: torch.device,
+    ids: Sequence[int | None],
+    inference: Inference,
 ) -> list[dict[str, Any]]:
-    """COCO result entries of all images; `ids` gives each label's category id, or None to leave a class out."""
-    loader = make_loader(dataset, device=device)
+    """COCO result entries of all images; `ids` gives each label's category id, or None to leave a class out.
+
+    Images of a batch have the same padded size, so that what is found in one does not depend on the batch size.
+    """
+    sizes = [(record.width, record.height) for record in dataset.images]
+    batches = by_padded_size(sizes, dataset.config, dataset.config.batch_size)
+    loader = make_loader(dataset, device=device, batches=batches)
     was_training = model.training
     model.eval()
-    results: list[dict[str, Any]] = []
+    results: dict[int, list[dict[str, Any]]] = {}  # by image id
+    progress = tqdm(total=len(dataset), desc="evaluating", unit="image", leave=False, disable=None, dynamic_ncols=True)
     try:
-        for batch in tqdm(loader, desc="evaluating", unit="batch", leave=False, disable=None, dynamic_ncols=True):
-            detections = model.detect(batch.to(device))
-            results += _entries(detections, batch.image_ids, ids)
+        for batch in loader:
+            detections = inference(model, batch, device)
+            for entry in _entries(detections, batch.image_ids, ids):
+                results.setdefault(entry["image_id"], []).append(entry)
+            progress.update(len(batch.image_ids))
     finally:
+        progress.close()
         model.train(was_training)
-    return results
+    return [entry for record in dataset.images for entry in results.get(record.id, [])]
 
 
 def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations) -> list[int | None]:
@@ -85,47 +115,67 @@ def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations
     return ids
 
 
-def evaluate_run(
-    run: Path,
+def evaluation_data(
+    detector: Detector,
     *,
-    device: torch.device,
     data: str | None = None,
     split: str | None = None,
     annotations: str | None = None,
     image_folder: str | None = None,
+    proposals: str | None = None,
     batch_size: int | None = None,
-) -> tuple[DetectionDataset, Evaluation]:
-    """Evaluate a finished run, by default on the data that it was trained to be evaluated on.
+    workers: int | None = None,
+) -> DetectionDataset:
+    """The data set to evaluate a detector on, by default the one that it was trained to be evaluated on.
 
-    The split's own categories are matched to those of the run by name; the training split need not be there.
+    The split's own categories are matched to those of the detector by name; the training split need not be there.
 
     Args:
-        run: a run folder or a checkpoint file.
-        data, split, annotations, image_folder: another data set, as data, eval_split, eval_annotations and
-            image_folder of `DataConfig`.
+        data, split, annotations, image_folder, proposals: another data set, as data, eval_split, eval_annotations,
+            image_folder and eval_proposals of `DataConfig`.
         batch_size: images at once.
+        workers: processes that read them.
+    """
+    config = detector.config.data
+    if data is not None:  # what named files in the old data set does not hold for the new one
+        config = replace(
+            config, data=data, train_annotations=None, eval_annotations=None, image_folder=None, eval_proposals=None
+        )
+    if split is not None and split != config.eval_split:
+        config = replace(config, eval_split=split, eval_annotations=None, eval_proposals=None)
+    changes = {
+        "eval_annotations": annotations,
+        "image_folder": image_folder,
+        "eval_proposals": proposals,
+        "batch_size": batch_size,
+        "workers": workers,
+    }
+    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    # As if it were the training split, whose own categories decide: the annotations trained on may be elsewhere by now.
+    alone = replace(config, train_split=config.eval_split, train_annotations=config.eval_annotations)
+    return DetectionDataset(load_annotations(alone, alone.eval_split), config, training=False, seed=0)
+
+
+def evaluate_run(run: Path, *, device: torch.device, **changes: Any) -> tuple[DetectionDataset, Evaluation]:
+    """Evaluate a run folder or a file of weights, on its own data or with the `changes` of `evaluation_data`.
 
     Returns:
         The data set and the numbers.
     """
     detector = load_detector(run, device)
-    config = detector.config.data
-    if data is not None:  # what named files in the old data set does not hold for the new one
-        config = replace(config, data=data, train_annotations=None, eval_annotations=None, image_folder=None)
-    if split is not None and split != config.eval_split:
-        config = replace(config, eval_split=split, eval_annotations=None)
-    changes = {"eval_annotations": annotations, "image_folder": image_folder, "batch_size": batch_size}
-    config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    # As if it were the training split, whose own categories decide: the annotations trained on may be elsewhere by now.
-    alone = replace(config, train_split=config.eval_split, train_annotations=config.eval_annotations)
-    dataset = DetectionDataset(load_annotations(alone, alone.eval_split), config, training=False, seed=0)
-    return dataset, evaluate(detector.model, dataset, device, detector.categories)
+    dataset = evaluation_data(detector, **changes)
+    return dataset, evaluate(detector.model, dataset, device, detector.categories, detector.inference)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
-    """metrics.json (the numbers, `seconds_evaluation` and `more`) and results.json (the detections) in `folder`."""
+    """metrics.json (the numbers, what they took, and `more`) and results.json (the detections) in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    numbers = {**evaluation.metrics.to_dict(), "seconds_evaluation": round(evaluation.seconds, 3), **more}
+    cost = {
+        "seconds_evaluation": round(evaluation.seconds, 3),
+        "images_per_second": round(evaluation.images_per_second, 3),
+        "peak_memory_mib": round(evaluation.peak_memory / 2**20),
+    }
+    numbers = {**evaluation.metrics.to_dict(), **cost, **more}
     write_json(folder / "metrics.json", numbers)
     write_json(folder / "results.json", evaluation.results)
 
@@ -155,6 +205,18 @@ def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folde
         beside(left, right, ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")).save(file)
         files.append(file)
     return files
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes; see `Evaluation.peak_memory`."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return 0  # it does not tell
+    import resource
+
+    largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return largest if sys.platform == "darwin" else largest * 1024
 
 
 def _to_xyxy(bbox: Sequence[float]) -> list[float]:

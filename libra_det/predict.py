@@ -6,9 +6,9 @@ K detections of an image. Boxes are xyxy in continuous pixels of the original im
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
@@ -16,16 +16,18 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 from tqdm import tqdm
 
-from libra_det.checkpoint import load_checkpoint
 from libra_det.config import Config
-from libra_det.data.images import SUFFIXES, load_image, pil_to_tensor, resize_and_pad
+from libra_det.data.images import load_image, pil_to_tensor, resize_and_pad
 from libra_det.draw import draw_boxes
-from libra_det.models import FasterRCNN, build_model
+from libra_det.inference import Inference
+from libra_det.models import DetectionModel, build_model
+from libra_det.photos import DRAWN_BY, Source, find_images, is_drawing, read_photos
 from libra_det.run_folder import write_json
-from libra_det.structures import Batch
+from libra_det.structures import Batch, Detections
+from libra_det.weights.load import configuration, fill, read_weights
 
-DRAWN_BY = b"drawn by libra predict"
-"""JPEG comment of the pictures, by which a later call tells them from photos."""
+PICTURE_SCORE = 0.3
+"""Weaker detections are not drawn, and not written beside the pictures, unless the user says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +48,28 @@ class Detector:
 
     Attributes:
         model: in evaluation mode, on `device`.
-        config: of the run.
+        config: of the run, or of the recipe that the weights fit.
         categories: (id, name) of the labels 0..C-1; the ids are those of the data set that it was trained on.
         device: where it computes.
+        inference: whether with mirrored images, and in half precision.
+        notes: what was done to the weights to load them, a sentence each.
     """
 
     def __init__(
-        self, model: FasterRCNN, config: Config, categories: list[tuple[int, str]], device: torch.device
+        self,
+        model: DetectionModel,
+        config: Config,
+        categories: list[tuple[int, str]],
+        device: torch.device,
+        inference: Inference | None = None,
+        notes: Sequence[str] = (),
     ) -> None:
         self.model = model.to(device).eval()
         self.config = config
         self.categories = categories
         self.device = device
+        self.inference = inference or Inference()
+        self.notes = list(notes)
 
     def predict(self, images: Any, score_threshold: float = 0.0) -> ImageDetections | list[ImageDetections]:
         """Find objects.
@@ -79,116 +91,148 @@ class Detector:
             return [self._predict_one(_as_tensor(image), score_threshold) for image in images]
         return self._predict_one(_as_tensor(images), score_threshold)
 
-    @torch.no_grad()
+    def predict_batch(self, batch: Batch, score_threshold: float = 0.0) -> list[ImageDetections]:
+        """The same for images that are resized and padded already, with as little padding as their sizes allow."""
+        found = Detections(*(tensor.cpu() for tensor in self.inference(self.model, batch, self.device)))
+        results = []
+        for boxes, scores, labels, valid in zip(*found, strict=True):
+            keep = valid & (scores >= score_threshold)
+            names = [self.categories[label][1] for label in labels[keep].tolist()]
+            results.append(ImageDetections(boxes[keep].float(), scores[keep].float(), labels[keep], names))
+        return results
+
     def _predict_one(self, image: Tensor, score_threshold: float) -> ImageDetections:
         padded, sizes = resize_and_pad([image], self.config.data)
         original = torch.tensor([image.shape[1:]], dtype=torch.float32)  # [1, 2] height, width
-        batch = Batch(padded, sizes, original, None, [0], [""]).to(self.device)
-        boxes, scores, labels, valid = (tensor[0].cpu() for tensor in self.model.detect(batch))
-        keep = valid & (scores >= score_threshold)
-        labels = labels[keep]
-        names = [self.categories[label][1] for label in labels.tolist()]
-        return ImageDetections(boxes[keep].float(), scores[keep].float(), labels, names)
+        return self.predict_batch(Batch(padded, sizes, original, None, [0], [""]), score_threshold)[0]
 
 
-def load_detector(run: Path | str, device: torch.device) -> Detector:
-    """The detector of a run folder's newest checkpoint, or of a checkpoint file; averaged weights if there are any.
+def load_detector(
+    source: Path | str,
+    device: torch.device,
+    *,
+    recipe: str | None = None,
+    partial: bool = False,
+    inference: Inference | None = None,
+) -> Detector:
+    """The detector of a run or of a file of weights, which is recognised by its content.
+
+    Args:
+        source: a run folder (its newest checkpoint; averaged weights if there are any), a checkpoint, a file of
+            `libra convert`, or a published file.
+        recipe: the model's recipe, where it is not to be found out from the file.
+        partial: load what fits, and leave the rest of the model at random.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_checkpoint`.
+        FileNotFoundError, ValueError: as `read_weights`, `configuration` and `fill`.
     """
-    checkpoint = load_checkpoint(run)
-    # The weights come from the checkpoint, not from where training began.
-    model = build_model(replace(checkpoint.config.model, backbone_weights=None), len(checkpoint.categories))
-    model.load_state_dict(checkpoint.model if checkpoint.ema is None else checkpoint.ema)
-    return Detector(model, checkpoint.config, checkpoint.categories, device)
+    weights = read_weights(source)
+    config, categories = configuration(weights, recipe, partial=partial)
+    model = build_model(config.model, len(categories))
+    notes = fill(model, weights, partial=partial)
+    return Detector(model, config, categories, device, inference, weights.notes + notes)
+
+
+@dataclass
+class Predictions:
+    """What `predict_files` found, by the order of the images."""
+
+    images: int = 0  # that were read
+    failures: list[str] = field(default_factory=list)  # a message for each that could not be
+    entries: list[dict[str, Any]] = field(default_factory=list)
+    """{image_id, file_name, bbox [x, y, w, h] in pixels of the original image, category_id, category, score} each."""
 
 
 def predict_files(
-    detector: Detector, inputs: Sequence[Path], output: Path, score_threshold: float
-) -> tuple[int, list[str]]:
-    """Draw the detections of image files, and write them to OUTPUT/predictions.json.
+    detector: Detector,
+    inputs: Sequence[Path],
+    output: Path | None,
+    score_threshold: float | None = None,
+    *,
+    json_file: Path | None = None,
+    batch_size: int = 1,
+    workers: int = 0,
+) -> Predictions:
+    """Find objects in image files; draw and list them in a folder, list them in a JSON file, or both.
 
-    The JSON lists entries {image_id, file_name, bbox [x, y, w, h] in pixels of the original image, category_id,
-    category, score}: image_id is the position of the image in `find_images`, from 1, and file_name its name there. It
-    is written also when the work is stopped half-way. Of what is in the output folder, only pictures of an earlier call
-    and predictions.json are written over.
+    OUTPUT/predictions.json lists `Predictions.entries`: image_id is the position of the image in `find_images`, from 1,
+    and file_name its name there. `json_file` lists {bbox, category_id, score, file_name} alone. Both are written also
+    when the work is stopped half-way. Of what is in the output folder, only pictures of an earlier call and
+    predictions.json are written over.
 
     Args:
         inputs: image files, and folders that are searched for images, with their sub-folders.
-        output: folder for the pictures and the JSON; it is created.
-
-    Returns:
-        The number of images that were read, and a message for each one that could not be.
+        output: folder for the pictures and their JSON, which is created; None draws nothing.
+        score_threshold: weaker detections are left out; None: the model's own limit in `json_file`, 0.3 in `output`.
+        batch_size: images of one padded size that go through the model together.
+        workers: processes that read images.
     """
-    files = find_images(inputs)
-    output.mkdir(parents=True, exist_ok=True)
-    entries: list[dict[str, Any]] = []
-    failures: list[str] = []
-    taken = {source.file.resolve() for source in files}
-    progress = tqdm(files, desc="predicting", unit="image", disable=None, dynamic_ncols=True)
+    sources = find_images(inputs)
+    found = Predictions()
+    entries: dict[int, list[dict[str, Any]]] = {}  # by position
+    taken = {source.file.resolve() for source in sources}
+    for folder in (output, None if json_file is None else json_file.parent):
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    limit = score_threshold if score_threshold is not None else (PICTURE_SCORE if json_file is None else 0.0)
+    drawn_limit = PICTURE_SCORE if score_threshold is None else score_threshold
+    progress = tqdm(total=len(sources), desc="predicting", unit="image", disable=None, dynamic_ncols=True)
+    photos = read_photos(
+        sources,
+        detector.config.data,
+        batch_size=batch_size,
+        workers=workers,
+        pin_memory=detector.device.type == "cuda",
+    )
     try:
-        for image_id, (file, file_name, picture) in enumerate(progress, start=1):
-            try:
-                image = load_image(file)
-            except (OSError, ValueError) as error:
-                failures.append(str(error) if str(file) in str(error) else f"{file}: {error}")
-                tqdm.write(f"libra: warning: {failures[-1]}")
+        for index, batch, errors in photos:
+            progress.update(len(index))
+            if batch is None:
+                found.failures += errors
+                for error in errors:
+                    tqdm.write(f"libra: warning: {error}")
                 continue
-            found = detector.predict(image, score_threshold)
-            boxes, scores, labels = found.boxes.tolist(), found.scores.tolist(), found.labels.tolist()
-            target = _free_name(output / picture, taken)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            drawn = draw_boxes(to_picture(image), boxes, labels, found.names, scores)
-            drawn.save(target, quality=92, comment=DRAWN_BY)
-            for box, score, label in zip(boxes, scores, labels, strict=True):
-                category_id, category = detector.categories[label]
-                bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
-                entry = {"image_id": image_id, "file_name": file_name, "bbox": bbox, "category_id": category_id}
-                entries.append({**entry, "category": category, "score": score})
+            for position, result in zip(index, detector.predict_batch(batch, limit), strict=True):
+                entries[position] = _entries(position, sources[position], result, detector.categories)
+                if output is not None:
+                    _draw(sources[position], result, drawn_limit, output, taken)
+                found.images += 1
     finally:
-        write_json(output / "predictions.json", entries)
-    return len(files) - len(failures), failures
-
-
-class Source(NamedTuple):
-    """An image to predict."""
-
-    file: Path
-    file_name: str  # relative to the folder that was searched, or the file as it was given
-    picture: Path  # under the output folder
-
-
-def find_images(inputs: Sequence[Path]) -> list[Source]:
-    """The given files and, sorted, all images in the given folders but those that `predict_files` has drawn.
-
-    Raises:
-        FileNotFoundError: a folder or file is missing, or a folder holds no images.
-    """
-    files = []
-    for path in inputs:
-        if path.is_dir():
-            images = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            found = [file for file in images if not _is_drawing(file)]
-            if not found:
-                besides = " but pictures that libra predict has drawn" if images else ""
-                raise FileNotFoundError(
-                    f"{path}: no images in this folder{besides}; expected files ending in {', '.join(SUFFIXES)}"
-                )
-            names = [file.relative_to(path) for file in found]
-            files += [
-                Source(file, name.as_posix(), name.with_suffix(".jpg")) for file, name in zip(found, names, strict=True)
-            ]
-        elif path.exists():
-            files.append(Source(path, str(path), Path(path.with_suffix(".jpg").name)))
-        else:
-            raise FileNotFoundError(f"{path}: no such image file or folder")
-    return files
+        progress.close()
+        found.entries = [entry for position in sorted(entries) for entry in entries[position]]
+        if output is not None:
+            write_json(output / "predictions.json", [e for e in found.entries if e["score"] >= drawn_limit])
+        if json_file is not None:
+            names = ("bbox", "category_id", "score", "file_name")
+            write_json(json_file, [{name: entry[name] for name in names} for entry in found.entries])
+    return found
 
 
 def to_picture(image: Tensor) -> Image.Image:
     """uint8 [3, H, W] -> PIL."""
     return transforms.to_pil_image(image)
+
+
+def _entries(
+    position: int, source: Source, found: ImageDetections, categories: Sequence[tuple[int, str]]
+) -> list[dict[str, Any]]:
+    entries = []
+    for box, score, label in zip(found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True):
+        category_id, category = categories[label]
+        bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
+        entry = {"image_id": position + 1, "file_name": source.file_name, "bbox": bbox, "category_id": category_id}
+        entries.append({**entry, "category": category, "score": score})
+    return entries
+
+
+def _draw(source: Source, found: ImageDetections, score_threshold: float, output: Path, taken: set[Path]) -> None:
+    """The image with its detections, as a JPEG under `output`."""
+    target = _free_name(output / source.picture, taken)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    kept = int((found.scores >= score_threshold).sum())  # best first
+    boxes, labels, scores = (values[:kept].tolist() for values in (found.boxes, found.labels, found.scores))
+    drawn = draw_boxes(to_picture(load_image(source.file)), boxes, labels, found.names[:kept], scores)
+    drawn.save(target, quality=92, comment=DRAWN_BY)
 
 
 def _as_tensor(image: Any) -> Tensor:
@@ -210,19 +254,8 @@ def _as_tensor(image: Any) -> Tensor:
 def _free_name(file: Path, taken: set[Path]) -> Path:
     """The name, or one with a number where it belongs to an input, another picture, or a file that is not ours."""
     free, number = file, 2
-    while free.resolve() in taken or (free.exists() and not _is_drawing(free)):
+    while free.resolve() in taken or (free.exists() and not is_drawing(free)):
         free = file.with_name(f"{file.stem}-{number}{file.suffix}")
         number += 1
     taken.add(free.resolve())
     return free
-
-
-def _is_drawing(file: Path) -> bool:
-    """True for a picture that `predict_files` has drawn."""
-    if file.suffix != ".jpg":
-        return False
-    try:
-        with Image.open(file) as image:
-            return image.info.get("comment") == DRAWN_BY
-    except Exception:  # whatever Pillow raises for a damaged file, which is not ours then
-        return False

@@ -6,7 +6,8 @@ Boxes are xyxy in continuous pixels, float32. A mask is True where a slot is rea
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -49,26 +50,22 @@ class Batch:
     targets: Targets | None
     image_ids: list[int]  # [B] ids as in the annotations
     file_names: list[str]  # [B] for messages
+    proposals: Proposals | None = None  # computed before, for Fast R-CNN
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch with its tensors on `device` (copied without waiting where the memory is pinned)."""
-
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
-
-        targets = None if self.targets is None else Targets(*map(move, self.targets))
-        return Batch(
-            move(self.images), move(self.sizes), move(self.original_sizes), targets, self.image_ids, self.file_names
-        )
+        return self._moved(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> Batch:
         """Called by the data loader: the same batch in page-locked memory."""
-        targets = None if self.targets is None else Targets(*(t.pin_memory() for t in self.targets))
-        return Batch(
-            self.images.pin_memory(),
-            self.sizes.pin_memory(),
-            self.original_sizes.pin_memory(),
-            targets,
-            self.image_ids,
-            self.file_names,
+        return self._moved(Tensor.pin_memory)
+
+    def _moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        return replace(
+            self,
+            images=move(self.images),
+            sizes=move(self.sizes),
+            original_sizes=move(self.original_sizes),
+            targets=None if self.targets is None else Targets(*map(move, self.targets)),
+            proposals=None if self.proposals is None else Proposals(*map(move, self.proposals)),
         )

@@ -28,10 +28,12 @@ from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
 from libra_det.progress import Progress
+from libra_det.proposals import check_proposals_are_named
 from libra_det.run_folder import environment, write_json, write_text
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, check_finite, gradient_norms
 from libra_det.structures import Batch
+from libra_det.weights.load import Weights, fill
 
 
 class Trainer:
@@ -42,12 +44,26 @@ class Trainer:
         run: the run folder, which exists.
         device: where to compute.
         checkpoint: to continue from, or None to begin.
+        weights: of a detector, to begin from; with another number of classes its class layers begin at random.
+        partial: take of `weights` what fits.
     """
 
-    def __init__(self, config: Config, run: Path, device: torch.device, checkpoint: Checkpoint | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: Path,
+        device: torch.device,
+        checkpoint: Checkpoint | None = None,
+        *,
+        weights: Weights | None = None,
+        partial: bool = False,
+    ) -> None:
+        if weights is not None:  # they bring a backbone
+            config = replace(config, model=replace(config.model, backbone_weights=None))
         self.config, self.run, self.device = config, run, device
-        if checkpoint is None:
+        if checkpoint is None and weights is None:
             check_not_random(config.model.norm, config.model.frozen_stages, config.model.backbone_weights)
+        check_proposals_are_named(config)
         if config.train.threads is not None:
             torch.set_num_threads(config.train.threads)
         train_annotations = load_annotations(config.data, config.data.train_split)
@@ -65,7 +81,11 @@ class Trainer:
         torch.manual_seed(config.train.seed)
         start = config.model if checkpoint is None else replace(config.model, backbone_weights=None)
         memory_format = torch.channels_last if config.train.channels_last else torch.preserve_format
-        self.model = build_model(start, len(self.categories)).to(device, memory_format=memory_format)
+        model = build_model(start, len(self.categories))
+        if weights is not None:
+            for note in weights.notes + fill(model, weights, categories=self.categories, partial=partial):
+                print(f"{weights.path}: {note}")
+        self.model = model.to(device, memory_format=memory_format)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(
             self.parameters,
@@ -75,6 +95,7 @@ class Trainer:
         )
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
+        self._began_from_weights = weights is not None
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -92,6 +113,8 @@ class Trainer:
         """
         write_text(self.run / "config.json", self.config.to_json() + "\n")
         write_json(self.run / "environment.json", environment(str(self.device)))
+        if self._began_from_weights:  # which --resume is not given again
+            self._save()
         first_step = self.epoch * self.steps_per_epoch + self.step
         with closing(Progress(self.run, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
             while self.epoch < self.config.train.epochs:

@@ -1,6 +1,7 @@
 """From annotations to batches of one shape: the same order and the same augmentation whatever the number of workers.
 
-B images of a batch, G target slots, H x W pixels of the padded images. Boxes are xyxy in continuous pixels.
+B images of a batch, G target slots, P proposals, H x W pixels of the padded images. Boxes are xyxy in continuous
+pixels.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -22,8 +23,9 @@ from libra_det.data.cache import ImageCache
 from libra_det.data.check import check_files
 from libra_det.data.images import load_image, pad, resize, resized_size
 from libra_det.data.problems import Problems
+from libra_det.data.proposal_file import ProposalFile
 from libra_det.data.records import Annotations, ImageRecord
-from libra_det.structures import Batch, Targets
+from libra_det.structures import Batch, Proposals, Targets
 
 _SLOT_MULTIPLE = 8  # target slots are a multiple of this, so that few shapes are ever compiled
 
@@ -34,6 +36,8 @@ class Sample(NamedTuple):
     image: Tensor  # uint8 [3, H, W], resized
     boxes: Tensor  # float32 [G, 4], in pixels of `image`
     record: ImageRecord
+    proposals: Tensor  # float32 [P, 4], in pixels of `image`; none but where the config names a file of them
+    proposal_scores: Tensor  # float32 [P]
 
 
 class DetectionDataset(Dataset[Sample]):
@@ -47,11 +51,13 @@ class DetectionDataset(Dataset[Sample]):
         seed: with the epoch and the index of an image it decides every random choice.
 
     `problems` counts what was handled in the annotations and, in data sets of up to 5000 images, what will be in the
-    images (such as grayscale ones), whose headers are read for it. `target_slots` is G.
+    images (such as grayscale ones), whose headers are read for it. `target_slots` is G, `proposal_slots` P in a batch.
 
     Raises:
         ValueError: if no image is left to train on; or listing image files that are missing and, where headers are
             read, those that are no images or not of the annotated size. A damaged image is found when it is loaded.
+            Also for a file of proposals that does not know all images, as `ProposalFile`.
+        FileNotFoundError: if there is no such file.
     """
 
     def __init__(self, annotations: Annotations, config: DataConfig, training: bool, seed: int) -> None:
@@ -70,6 +76,9 @@ class DetectionDataset(Dataset[Sample]):
         check_files(self.images, self.problems)
         most = max(int((~image.difficult).sum()) for image in self.images)
         self.target_slots = max(1, -(-most // _SLOT_MULTIPLE)) * _SLOT_MULTIPLE
+        self._proposals = self._open_proposals()
+        fullest = 0 if self._proposals is None else min(self._proposals.most(self.images), config.max_proposals)
+        self.proposal_slots = max(1, -(-fullest // _SLOT_MULTIPLE)) * _SLOT_MULTIPLE
         self._cache: ImageCache | None = None
         if training and config.cache_mb > 0:
             self._cache = ImageCache([self._cached_size(image) for image in self.images], config.cache_mb)
@@ -94,11 +103,16 @@ class DetectionDataset(Dataset[Sample]):
         size = resized_size(record.width, record.height, self.config, factor)
         image = self._load(record) if self._cache is None else self._cache.get(index, lambda: self._load(record))
         if image.shape[1:] != size[::-1]:
-            image = resize(image, *size)
-        boxes = resize_boxes(record.boxes, (record.width, record.height), size)
+            image = resize(image, *size, self.config.antialias)
+        proposals, scores = torch.zeros(0, 4), torch.zeros(0)
+        if self._proposals is not None:
+            proposals, scores = self._proposals.read(record.id, self.config.max_proposals)
+        # Whatever happens to an image happens to objects and proposals alike.
+        boxes = resize_boxes(torch.cat((record.boxes, proposals)), (record.width, record.height), size)
         if self.training:
             image, boxes = augment(image, boxes, self.config, random)
-        return Sample(image, boxes, record)
+        boxes, proposals = boxes.split((len(record.boxes), len(proposals)))
+        return Sample(image, boxes, record, proposals, scores)
 
     def order(self, epoch: int) -> list[int]:
         """Indices in the order of `epoch`: shuffled by seed and epoch in training, else as annotated."""
@@ -108,17 +122,21 @@ class DetectionDataset(Dataset[Sample]):
         return np.random.default_rng([self.seed, epoch, len(self.images)]).permutation(len(self.images)).tolist()
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """B samples -> a batch with `target_slots` slots for each image. Difficult objects get none."""
+        """B samples -> a batch with `target_slots` slots for each image, of which difficult objects get none.
+
+        Where the config names a file of proposals, these have `proposal_slots` slots.
+        """
         images, sizes = pad([sample.image for sample in samples], self.config.size_divisor)
         batch, slots = len(samples), self.target_slots
         boxes = torch.zeros(batch, slots, 4)
         labels = torch.zeros(batch, slots, dtype=torch.int64)
         valid = torch.zeros(batch, slots, dtype=torch.bool)  # an object to be found
         crowd = torch.zeros(batch, slots, dtype=torch.bool)  # a region of many objects
-        for position, (_, sample_boxes, record) in enumerate(samples):
+        for position, sample in enumerate(samples):
+            record = sample.record
             kept = ~record.difficult  # [G]
             count = int(kept.sum())
-            boxes[position, :count] = sample_boxes[kept]
+            boxes[position, :count] = sample.boxes[kept]
             labels[position, :count] = record.labels[kept]
             valid[position, :count] = record.wanted[kept]
             crowd[position, :count] = record.crowd[kept]
@@ -126,7 +144,29 @@ class DetectionDataset(Dataset[Sample]):
         original_sizes = torch.tensor([[record.height, record.width] for record in records], dtype=torch.float32)
         targets = Targets(boxes, labels, valid, crowd)
         ids, names = [record.id for record in records], [record.file_name for record in records]
-        return Batch(images, sizes, original_sizes, targets, ids, names)
+        proposals = None if self._proposals is None else self._collate_proposals(samples)
+        return Batch(images, sizes, original_sizes, targets, ids, names, proposals)
+
+    def _collate_proposals(self, samples: list[Sample]) -> Proposals:
+        batch, slots = len(samples), self.proposal_slots
+        proposals = Proposals(
+            torch.zeros(batch, slots, 4), torch.zeros(batch, slots), torch.zeros(batch, slots, dtype=torch.bool)
+        )
+        for position, sample in enumerate(samples):
+            count = len(sample.proposals)
+            proposals.boxes[position, :count] = sample.proposals
+            proposals.scores[position, :count] = sample.proposal_scores
+            proposals.valid[position, :count] = True
+        return proposals
+
+    def _open_proposals(self) -> ProposalFile | None:
+        """The file that the config names for this use of the data; made sure that it knows all images."""
+        file = self.config.proposals if self.training else self.config.eval_proposals
+        if file is None:
+            return None
+        proposals = ProposalFile(file)
+        proposals.check(self.images, self.annotations.name)
+        return proposals
 
     def _cached_size(self, record: ImageRecord) -> tuple[int, int]:
         """Width and height at which an image is loaded: that of training, or its own if the size changes each time."""
@@ -144,7 +184,9 @@ class DetectionDataset(Dataset[Sample]):
         if not self.training or low != high:
             return load_image(record.file, annotated_size=annotated_size)
         size = self._cached_size(record)
-        return resize(load_image(record.file, annotated_size=annotated_size, smallest=size), *size)
+        return resize(
+            load_image(record.file, annotated_size=annotated_size, smallest=size), *size, self.config.antialias
+        )
 
 
 class _Epoch(Dataset[Sample | Exception]):
@@ -180,7 +222,12 @@ class _Loader(DataLoader[Batch]):
 
 
 def make_loader(
-    dataset: DetectionDataset, *, epoch: int = 0, start_step: int = 0, device: torch.device | str = "cpu"
+    dataset: DetectionDataset,
+    *,
+    epoch: int = 0,
+    start_step: int = 0,
+    device: torch.device | str = "cpu",
+    batches: Sequence[Sequence[int]] | None = None,
 ) -> DataLoader[Batch]:
     """Batches of one epoch.
 
@@ -190,6 +237,7 @@ def make_loader(
         epoch: decides order and augmentation in training.
         start_step: batches at the beginning that are left out without loading them, to resume within an epoch.
         device: where the batches will go; for CUDA they come in page-locked memory.
+        batches: positions in `dataset.images` of each batch; None: as many as batch_size in the order of the epoch.
 
     Returns:
         a loader of `structures.Batch`; its length is `dataset.steps_per_epoch - start_step`. Reading from it raises
@@ -199,7 +247,8 @@ def make_loader(
     if not 0 <= start_step <= steps:
         raise ValueError(f"start_step: expected 0 to {steps}, the batches of an epoch, got {start_step}")
     order = dataset.order(epoch)
-    batches = [order[step * size : (step + 1) * size] for step in range(start_step, steps)]
+    if batches is None:
+        batches = [order[step * size : (step + 1) * size] for step in range(start_step, steps)]
     workers = min(dataset.config.workers, len(batches))
     samples = _Epoch(dataset, epoch)
     return _Loader(

@@ -21,6 +21,7 @@ from libra_det.config import DataConfig
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """File name endings that are taken for images."""
 
+_WEIGHT_ONE = 2048  # OpenCV's weight of a whole pixel
 _ORIENTATION = 0x0112  # the EXIF tag
 _TRANSPOSING = (5, 6, 7, 8)  # its values that exchange width and height
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
@@ -120,9 +121,46 @@ def resized_size(width: int, height: int, config: DataConfig, factor: float = 1.
     return max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5))
 
 
-def resize(image: Tensor, width: int, height: int) -> Tensor:
-    """Bilinear with antialiasing. image: uint8 [3, H, W] -> uint8 [3, height, width]."""
-    return transforms.resize(image, [height, width], antialias=True)
+def resize(image: Tensor, width: int, height: int, antialias: bool = True) -> Tensor:
+    """Bilinear, with antialiasing or as OpenCV does it. image: uint8 [3, H, W] -> uint8 [3, height, width]."""
+    if antialias:
+        return transforms.resize(image, [height, width], antialias=True)
+    return resize_as_opencv(image, width, height)
+
+
+def resize_as_opencv(image: Tensor, width: int, height: int) -> Tensor:
+    """As cv2.resize with INTER_LINEAR, to the last bit. image: uint8 [3, H, W] -> uint8 [3, height, width].
+
+    OpenCV interpolates in whole numbers, columns first: weights in 1/2048, of each product the upper 16 bits. Half the
+    size in both directions is the mean of four pixels. Source: OpenCV 4.10, imgproc/src/resize.cpp, as it is on x86.
+    """
+    if image.shape[1:] == (height, width):
+        return image
+    if image.shape[1:] == (2 * height, 2 * width):
+        fours = image.unflatten(2, (width, 2)).unflatten(1, (height, 2))  # [3, height, 2, width, 2]
+        return ((fours.sum((2, 4), dtype=torch.int32) + 2) >> 2).to(torch.uint8)
+    left, right, left_weight, right_weight = _linear_weights(image.shape[2], width)
+    # Beyond the outermost pixels' centres a column is the outermost pixel, a row a rounded sum of twice the same.
+    outside = (left == right) | (left < 0)
+    left_weight = torch.where(outside, _WEIGHT_ONE, left_weight)
+    right_weight = torch.where(outside, 0, right_weight)
+    pixels = image.int()
+    columns = pixels[:, :, left.clamp(min=0)] * left_weight + pixels[:, :, right] * right_weight  # [3, H, width]
+    columns >>= 4
+    top, bottom, top_weight, bottom_weight = _linear_weights(image.shape[1], height)
+    upper = (columns[:, top.clamp(min=0)] * top_weight[:, None]) >> 16  # [3, height, width]
+    lower = (columns[:, bottom] * bottom_weight[:, None]) >> 16
+    return ((upper + lower + 2) >> 2).clamp_(max=255).to(torch.uint8)
+
+
+def _linear_weights(old: int, new: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """For each of `new` positions the two of `old` around it (the first may be -1), and their weights in 1/2048."""
+    position = ((torch.arange(new, dtype=torch.float64) + 0.5) * (old / new) - 0.5).float()
+    first = position.floor()
+    share = position - first  # of the second
+    first = first.long()
+    weights = (((1 - share) * _WEIGHT_ONE).round().int(), (share * _WEIGHT_ONE).round().int())
+    return first.clamp(max=old - 1), (first + 1).clamp(max=old - 1), *weights
 
 
 def resize_and_pad(images: Sequence[Tensor], config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -130,7 +168,7 @@ def resize_and_pad(images: Sequence[Tensor], config: DataConfig) -> tuple[Tensor
 
     Args:
         images: uint8 [3, H, W] each, of any sizes.
-        config: short_side, long_side and size_divisor are used.
+        config: short_side, long_side, size_divisor and antialias are used.
 
     Returns:
         images: uint8 [B, 3, H, W], H and W multiples of size_divisor.
@@ -145,7 +183,8 @@ def resize_and_pad(images: Sequence[Tensor], config: DataConfig) -> tuple[Tensor
                 f"got {image.dtype} {list(image.shape)}"
             )
     return pad(
-        [resize(image, *resized_size(image.shape[2], image.shape[1], config)) for image in images], config.size_divisor
+        [resize(image, *resized_size(image.shape[2], image.shape[1], config), config.antialias) for image in images],
+        config.size_divisor,
     )
 
 

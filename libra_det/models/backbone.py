@@ -7,13 +7,12 @@ the prefix `backbone.`; loading either needs no renaming.
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from urllib.error import URLError
 
-import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
+
+from libra_det.weights.backbone import load_backbone_weights
 
 
 class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
@@ -122,78 +121,3 @@ def check_not_random(norm: str, frozen_stages: int, weights: str | None) -> None
             "a random backbone as it is; give --backbone-weights DEFAULT (or a file), or train all of it from random "
             "initialisation: --norm group_norm --frozen-stages -1"
         )
-
-
-def load_backbone_weights(backbone: Backbone, name: str, weights: str) -> None:
-    """Fill `backbone` from a file or from torchvision's published weights; the classifier's are dropped.
-
-    A .pth file is read as untrusted input (tensors only); it may hold the weights themselves or have them under
-    "state_dict" or "model". Every name has to fit.
-
-    Raises:
-        ValueError: if there is no such file or weights name, or naming the keys that are missing, left over or
-            misshapen.
-        ConnectionError: if the weights cannot be downloaded.
-    """
-    state = _read_file(Path(weights)) if _is_file_name(weights) else _download(name, weights)
-    state = {key: value for key, value in state.items() if not key.startswith("fc.")}
-    own = backbone.state_dict()
-    # files from before torch 0.4.1 have no batch counters, and nothing here reads them
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    misshapen = [
-        f"{key} {tuple(value.shape)} instead of {tuple(own[key].shape)}"
-        for key, value in state.items()
-        if key in own and value.shape != own[key].shape
-    ]
-    problems = [
-        f"{what}: {', '.join(keys[:5])}{f' and {len(keys) - 5} more' if len(keys) > 5 else ''}"
-        for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen))
-        if keys
-    ]
-    if problems:
-        raise ValueError(
-            f"backbone_weights: {weights} does not fit a {name} with this norm ({'; '.join(problems)}); "
-            "give weights of the same architecture and norm, by torchvision's names"
-        )
-    backbone.load_state_dict(state, strict=False)
-
-
-def _is_file_name(weights: str) -> bool:
-    return Path(weights).suffix in (".pth", ".pt", ".safetensors") or "/" in weights
-
-
-def _read_file(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise ValueError(f"backbone_weights: there is no file {path}")
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ValueError(
-                f"backbone_weights: reading {path} needs safetensors; pip install safetensors, or give a .pth file"
-            ) from error
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"backbone_weights: {path} holds no state_dict (a dict of tensors by parameter name)")
-    return state
-
-
-def _download(name: str, weights: str) -> dict[str, Tensor]:
-    choices = torchvision.models.get_model_weights(name)
-    if weights not in choices.__members__:
-        raise ValueError(
-            f"backbone_weights: expected a .pth or .safetensors file or one of {', '.join(choices.__members__)} "
-            f"for {name}, got {weights!r}"
-        )
-    try:
-        return dict(choices[weights].get_state_dict(progress=False, check_hash=True))
-    except (URLError, OSError) as error:
-        raise ConnectionError(
-            f"backbone_weights: {choices[weights].url} could not be downloaded ({error}); download it elsewhere "
-            "and give the file: --backbone-weights FILE.pth"
-        ) from error

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from libra_det.models.layers import named_conv
+from libra_det.models.resize import adaptive_max_pool, nearest
 
 REFINEMENTS = ("mean", "conv", "non_local")
 
@@ -66,14 +67,12 @@ class BalancedPyramid(nn.Module):
         """Maps [B, C, H_l, W_l], finest first -> maps of the same shapes."""
         size = features[self.refine_level].shape[2:]
         mean = sum(
-            F.adaptive_max_pool2d(x, size) if level < self.refine_level else F.interpolate(x, size=size, mode="nearest")
+            adaptive_max_pool(x, size) if level < self.refine_level else nearest(x, size)
             for level, x in enumerate(features)
         ) / len(features)
         if self.refine is not None:
             mean = self.refine(mean)
         return [
-            x + F.interpolate(mean, size=x.shape[2:], mode="nearest")
-            if level < self.refine_level
-            else x + F.adaptive_max_pool2d(mean, x.shape[2:])
+            x + nearest(mean, x.shape[2:]) if level < self.refine_level else x + adaptive_max_pool(mean, x.shape[2:])
             for level, x in enumerate(features)
         ]

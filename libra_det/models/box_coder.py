@@ -46,5 +46,5 @@ def decode_boxes(references: Tensor, deltas: Tensor, stds: Tensor | None = None)
 def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
     """Boxes [B, ..., 4] clipped to images of `sizes` [B, 2] (height, width) in pixels."""
     limits = sizes.flip(-1).repeat(1, 2)  # [B, 4]: width, height, width, height
-    limits = limits.reshape(len(sizes), *[1] * (boxes.dim() - 2), 4)
+    limits = limits.reshape(sizes.shape[0], *[1] * (boxes.dim() - 2), 4)
     return torch.minimum(boxes.clamp(min=0), limits)

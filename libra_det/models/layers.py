@@ -7,10 +7,12 @@ from collections import OrderedDict
 from torch import nn
 
 
-def named_conv(in_channels: int, out_channels: int, kernel_size: int, activate: bool = False) -> nn.Sequential:
-    """Convolution [B, in, H, W] -> [B, out, H, W] of the same size, with Xavier-uniform weights, zero bias and,
-    if asked, a ReLU behind it."""
-    conv = nn.Conv2d(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+def named_conv(
+    in_channels: int, out_channels: int, kernel_size: int, activate: bool = False, stride: int = 1
+) -> nn.Sequential:
+    """Convolution [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)] for an odd `kernel_size`, with
+    Xavier-uniform weights, zero bias and, if asked, a ReLU behind it."""
+    conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=kernel_size // 2)
     nn.init.xavier_uniform_(conv.weight)
     nn.init.zeros_(conv.bias)
     layers: list[tuple[str, nn.Module]] = [("conv", conv)]

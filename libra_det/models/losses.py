@@ -50,6 +50,31 @@ def binary_loss_sum(logits: Tensor, positive: Tensor, mask: Tensor) -> Tensor:
     return torch.where(mask, loss, 0.0).sum()
 
 
+def focal_loss_sum(logits: Tensor, labels: Tensor, mask: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Sum of the sigmoid focal loss (Lin et al. 2017, equation 5) over the slots of `mask` and all classes.
+
+    Each class is a question of its own: yes for the slot's label, no for the others. With p the probability of the
+    right answer, the loss is -w (1 - p)^gamma log(p), w = alpha where the answer is yes and 1 - alpha where it is no.
+
+    Args:
+        logits: [..., C].
+        labels: [...] int64 in 0..C; C, the background, is no for every class.
+        mask: [...] bool.
+        alpha: weight of the slot's own class, 0 to 1.
+        gamma: how much less a confident right answer counts, >= 0; 0 is the cross-entropy.
+
+    Returns:
+        Scalar float32.
+    """
+    logits = torch.where(mask[..., None], logits.float(), 0.0)
+    own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # [..., C]
+    margin = torch.where(own, logits, -logits)  # the logit of the right answer
+    log_p = F.logsigmoid(margin)
+    # log(1 - p) = log(p) - margin: finite, with a finite gradient, where 1 - p itself would round to 0
+    loss = -log_p * (gamma * (log_p - margin)).exp() * torch.where(own, alpha, 1 - alpha)
+    return torch.where(mask[..., None], loss, 0.0).sum()
+
+
 def class_loss_sum(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:
     """Sum of the cross-entropy of `logits` [..., C + 1] against `labels` [...] int64 over the slots of `mask`."""
     labels = labels.masked_fill(~mask, -100)  # [...] -> [M] below; -100 is left out

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
+
+from libra_det.config import ModelConfig
+from libra_det.models.box_coder import clip_boxes
+from libra_det.structures import Detections
 
 # Most boxes that go through NMS together: its work grows with their square, but on a GPU each call has its price.
 _TOGETHER_CPU = 1_000
@@ -12,7 +17,11 @@ _TOGETHER_CUDA = 25_000
 
 
 def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression of all images at once; the only place of it whose work has data-dependent shapes.
+    """Non-maximum suppression of all images at once.
+
+    What happens inside has shapes that depend on the data. To the outside it is one operation of fixed shapes,
+    `torch.ops.libra_det.suppress`, so that models can be traced; `torch.export` gets PyTorch's and torchvision's
+    operations instead, so that its files do without this package.
 
     Args:
         boxes: [B, T, 4] float32 xyxy.
@@ -24,14 +33,47 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_t
     Returns:
         [B, T] bool: the slot survives.
     """
-    batch, _ = scores.shape
-    image = torch.arange(batch, device=scores.device)[:, None]
-    group = (groups * batch + image).flatten()
+    if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
+        return _suppress_for_export(boxes, scores, groups, valid, iou_threshold)
+    return _suppress(boxes, scores, groups, valid, iou_threshold)
+
+
+@torch.library.custom_op("libra_det::suppress", mutates_args=())
+def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
     chosen = valid.flatten().nonzero().squeeze(1)  # [M] positions in B * T
-    survivors = _nms_in_groups(boxes.reshape(-1, 4)[chosen], scores.flatten()[chosen], group[chosen], iou_threshold)
+    group = _groups_of_batch(groups)[chosen]
+    survivors = _nms_in_groups(boxes.reshape(-1, 4)[chosen], scores.flatten()[chosen], group, iou_threshold)
     kept = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
     kept[chosen[survivors]] = True
     return kept.view_as(valid)
+
+
+@_suppress.register_fake
+def _(boxes, scores, groups, valid, iou_threshold):
+    return torch.empty_like(valid)
+
+
+def _suppress_for_export(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
+    """`suppress` without a choice of paths by the data: all groups together, each moved to a place of its own.
+
+    Two slots more, alone in their groups, always survive: torchvision tells the tracer that at least two boxes do.
+    """
+    chosen = F.pad(valid.flatten(), (0, 2), value=True).nonzero().squeeze(1)  # [M + 2] positions in B * T + 2
+    corners = boxes.reshape(-1, 4).double().masked_fill(~valid.reshape(-1, 1), 0.0)
+    room = 2 * corners.abs().amax().ceil() + 4
+    places = torch.cat((_groups_of_batch(groups) + 2, torch.arange(2, device=groups.device))) * room
+    extra = torch.arange(4, device=boxes.device, dtype=torch.float64).expand(2, 4)  # any two boxes with an area
+    moved = torch.cat((corners, extra)) + places[:, None]
+    ranks = F.pad(scores.flatten().double(), (0, 2))
+    survivors = chosen[nms(moved[chosen], ranks[chosen], iou_threshold)]
+    kept = torch.zeros_like(ranks, dtype=torch.bool).index_fill(0, survivors, True)
+    return kept[:-2].view(valid.shape)
+
+
+def _groups_of_batch(groups: Tensor) -> Tensor:
+    """Groups of each image [B, T] as groups of the whole batch [B * T]."""
+    batch = groups.shape[0]
+    return (groups * batch + torch.arange(batch, device=groups.device)[:, None]).flatten()
 
 
 def _nms_in_groups(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
@@ -64,8 +106,45 @@ def best_slots(scores: Tensor, keep: Tensor, limit: int) -> tuple[Tensor, Tensor
         index [B, K] int64 by falling score, and valid [B, K] bool: the slot was kept.
     """
     ranked = scores.masked_fill(~keep, -torch.inf)
-    best = ranked.topk(min(limit, scores.shape[1]), dim=1)
+    best = ranked.topk(torch.sym_min(limit, scores.shape[1]), dim=1)
     return best.indices, best.values > -torch.inf
+
+
+def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
+    """Rows [B, K, 4] of `boxes` [B, T, 4] at the positions `index` [B, K]."""
+    return boxes.gather(1, index[..., None].expand(-1, -1, 4))
+
+
+def finish(
+    boxes: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    valid: Tensor,
+    sizes: Tensor,
+    original_sizes: Tensor,
+    config: ModelConfig,
+) -> Detections:
+    """The last steps of every detector, in the order of the published ones.
+
+    Boxes are clipped to the resized image and scaled to the original one; what scores more than `score_threshold` is
+    thinned by non-maximum suppression within a class; the best `detections_per_image` stay.
+
+    Args:
+        boxes: [B, T, 4] float32 xyxy in pixels of the resized images.
+        scores, labels, valid: [B, T] float32, int64 and bool; slots that are not valid are no candidates.
+        sizes, original_sizes: [B, 2] float32 (height, width) of the images, resized and as stored.
+    """
+    scale = (original_sizes / sizes).flip(-1).repeat(1, 2)[:, None]  # [B, 1, 4]
+    boxes = clip_boxes(clip_boxes(boxes, sizes) * scale, original_sizes)
+    valid = valid & (scores > config.score_threshold) & usable(boxes)
+    kept = suppress(boxes, scores, labels, valid, config.nms_iou)
+    index, valid = best_slots(scores, kept, config.detections_per_image)
+    return Detections(
+        boxes_at(boxes, index).masked_fill(~valid[..., None], 0.0),
+        scores.gather(1, index).masked_fill(~valid, 0.0),
+        labels.gather(1, index).masked_fill(~valid, 0),
+        valid,
+    )
 
 
 def usable(boxes: Tensor) -> Tensor:

@@ -50,8 +50,11 @@ def multiscale_roi_align(
     """
     boxes = boxes.masked_fill(~boxes.isfinite().all(-1, keepdim=True), 0.0)
     levels = roi_levels(boxes, finest_scale, len(features)).flatten()  # [R], R = B * S
-    image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])  # [R]
-    pool = _pool_by_gather if sampling_ratio > 0 else _pool_by_level
+    image = torch.arange(boxes.shape[0], device=boxes.device)[:, None].expand_as(boxes[..., 0]).flatten()  # [R]
+    if torch.compiler.is_exporting():
+        pool = _pool_on_every_level
+    else:
+        pool = _pool_by_gather if sampling_ratio > 0 else _pool_by_level
     return pool(features, boxes.reshape(-1, 4), image, levels, strides, output_size, sampling_ratio)
 
 
@@ -71,7 +74,7 @@ def _pool_by_gather(
     sizes = [x.shape[2:] for x in features]
     rows_before = [0]
     for height, width in sizes[:-1]:
-        rows_before.append(rows_before[-1] + len(features[0]) * height * width)
+        rows_before.append(rows_before[-1] + features[0].shape[0] * height * width)
 
     def of_level(values: Sequence[float], dtype: torch.dtype) -> Tensor:
         """The value of each box's level: [L] -> [R]."""
@@ -92,7 +95,7 @@ def _pool_by_gather(
     index = (rows[:, :, None, :, None] + columns[:, None, :, None, :]).reshape(-1, taps * taps)
     weights = (row_weights[:, :, None, :, None] * column_weights[:, None, :, None, :]).reshape(-1, taps * taps)
     pooled = F.embedding_bag(index, table, per_sample_weights=weights, mode="sum")  # [R * P * P, C]
-    return pooled.reshape(len(boxes), output_size, output_size, channels).permute(0, 3, 1, 2)
+    return pooled.reshape(-1, output_size, output_size, channels).permute(0, 3, 1, 2)
 
 
 def _axis_taps(low: Tensor, high: Tensor, size: Tensor, cells: int, points: int) -> tuple[Tensor, Tensor]:
@@ -142,3 +145,27 @@ def _pool_by_level(
     position = torch.empty_like(levels)
     position[torch.cat(order)] = torch.arange(len(levels), device=levels.device)
     return torch.cat(pooled)[position]  # back from the levels' order to the boxes'
+
+
+def _pool_on_every_level(
+    features: Sequence[Tensor],
+    boxes: Tensor,
+    image: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
+    """The same with shapes that do not depend on the data, of an operation that ONNX has too: for export.
+
+    Each level pools all boxes, those of other levels as points, which with an adaptive ratio costs next to nothing.
+    """
+    pooled = features[0].new_zeros(())
+    for level, (feature, stride) in enumerate(zip(features, strides, strict=True)):
+        here = (levels == level)[:, None]  # [R, 1]
+        rois = torch.cat((image[:, None].to(boxes.dtype), boxes.masked_fill(~here, 0.0)), 1)  # [R, 5], as above
+        found = torchvision.ops.roi_align(
+            feature, rois, output_size, 1.0 / stride, sampling_ratio=sampling_ratio, aligned=True
+        )
+        pooled = torch.where(here[..., None, None], found, pooled)  # [R, C, P, P]
+    return pooled

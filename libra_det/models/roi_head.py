@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 import libra_ops
 from libra_det.config import ModelConfig
-from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
+from libra_det.models.box_coder import decode_boxes, encode_boxes
 from libra_det.models.losses import box_loss_sum, class_loss_sum
-from libra_det.models.postprocess import best_slots, suppress, usable
+from libra_det.models.postprocess import finish, usable
 from libra_det.models.roi_align import multiscale_roi_align
 from libra_det.structures import Detections, Proposals, Targets
 
@@ -152,29 +152,18 @@ class RoIHead(nn.Module):
     def detect(self, features: list[Tensor], proposals: Proposals, sizes: Tensor, original_sizes: Tensor) -> Detections:
         """Detections in pixels of the original images.
 
-        Each class of each proposal is a candidate; boxes are clipped to the resized image and scaled to the original
-        one before non-maximum suppression within a class.
+        Each class of each proposal is a candidate; `postprocess.finish` chooses among them.
 
         Args:
             sizes, original_sizes: [B, 2] float32 (height, width) of the images, resized and as stored.
         """
-        config, num_classes = self.config, self.num_classes
+        num_classes = self.num_classes
         slots = proposals.valid.shape
         hidden = self.bbox_head(self.pool(features, proposals.boxes)).unflatten(0, slots)
         scores = self.bbox_head.classes(hidden).softmax(-1)[..., :num_classes]  # [B, P, C]
         boxes = decode_boxes(proposals.boxes[:, :, None], self.bbox_head.deltas(hidden), self.delta_stds)
-        scale = (original_sizes / sizes).flip(-1).repeat(1, 2)[:, None, None]  # [B, 1, 1, 4]
-        boxes = clip_boxes(clip_boxes(boxes, sizes) * scale, original_sizes)
         # every pair of a proposal and a class is a candidate: [B, P, C] -> [B, P * C]
         boxes = boxes.expand(*slots, num_classes, 4).flatten(1, 2)
         labels = torch.arange(num_classes, device=scores.device).expand(scores.shape).flatten(1)
-        valid = (proposals.valid[..., None] & (scores > config.score_threshold)).flatten(1) & usable(boxes)
-        scores = scores.flatten(1)
-        kept = suppress(boxes, scores, labels, valid, config.nms_iou)
-        index, valid = best_slots(scores, kept, config.detections_per_image)
-        return Detections(
-            torch.take_along_dim(boxes, index[..., None], 1).masked_fill(~valid[..., None], 0.0),
-            torch.take_along_dim(scores, index, 1).masked_fill(~valid, 0.0),
-            torch.take_along_dim(labels, index, 1).masked_fill(~valid, 0),
-            valid,
-        )
+        valid = proposals.valid[..., None].expand(scores.shape).flatten(1)
+        return finish(boxes, scores.flatten(1), labels, valid, sizes, original_sizes, self.config)

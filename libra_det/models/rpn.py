@@ -5,30 +5,18 @@ B images, L levels, N anchors of all levels, G target slots, S sampled anchors o
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 import libra_ops
 from libra_det.config import ModelConfig
-from libra_det.models.anchors import base_anchors, grid_cells, inside_padding, place_anchors
+from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
 from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
 from libra_det.models.losses import binary_loss_sum, box_loss_sum
-from libra_det.models.postprocess import best_slots, suppress, usable
+from libra_det.models.postprocess import best_slots, boxes_at, suppress, usable
 from libra_det.structures import Proposals, Targets
 
 STRIDES = (4, 8, 16, 32, 64)
-
-
-class AnchorPredictions(NamedTuple):
-    """What the network says about each anchor, levels one after the other (see `anchors` for the order within one)."""
-
-    logits: Tensor  # [B, N] float32, of being an object
-    deltas: Tensor  # [B, N, 4] float32
-    anchors: Tensor  # [N, 4] float32 xyxy, shared by all images
-    cells: Tensor  # [N, 2] float32 (x, y), the grid points the anchors are centred on
-    level_sizes: tuple[int, ...]  # [L] anchors per level; they sum to N
 
 
 class RPNHead(nn.Module):
@@ -37,34 +25,25 @@ class RPNHead(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        channels, num_anchors = config.fpn_channels, len(config.anchor_ratios)
+        base = base_anchors_of_levels(STRIDES, config)
+        self.register_buffer("base_anchors", base, persistent=False)  # [L, A, 4]
+        channels, num_anchors = config.fpn_channels, base.shape[1]
         self.rpn_conv = nn.Conv2d(channels, channels, 3, padding=1)
         self.rpn_cls = nn.Conv2d(channels, num_anchors, 1)
         self.rpn_reg = nn.Conv2d(channels, num_anchors * 4, 1)
         for conv in (self.rpn_conv, self.rpn_cls, self.rpn_reg):
             nn.init.normal_(conv.weight, std=0.01)
             nn.init.zeros_(conv.bias)
-        base = torch.stack([base_anchors(stride, config.anchor_scale, config.anchor_ratios) for stride in STRIDES])
-        self.register_buffer("base_anchors", base, persistent=False)  # [L, A, 4]
 
     def forward(self, features: list[Tensor]) -> AnchorPredictions:
         """Maps [B, C, H_l, W_l] at `STRIDES` -> predictions for all anchors."""
-        logits, deltas, anchors, cells = [], [], [], []
-        for feature, stride, base in zip(features, STRIDES, self.base_anchors, strict=True):
+        class_maps, box_maps = [], []
+        for feature in features:
             hidden = self.rpn_conv(feature).relu_()
-            # [B, A, H, W] -> [B, H * W * A] and [B, A * 4, H, W] -> [B, H * W * A, 4]
-            logits.append(self.rpn_cls(hidden).permute(0, 2, 3, 1).flatten(1))
-            deltas.append(self.rpn_reg(hidden).permute(0, 2, 3, 1).reshape(len(feature), -1, 4))
-            grid = grid_cells(*feature.shape[2:], stride, feature.device)
-            anchors.append(place_anchors(base, grid))
-            cells.append(grid.repeat_interleave(len(base), dim=0))
-        return AnchorPredictions(
-            torch.cat(logits, 1).float(),
-            torch.cat(deltas, 1).float(),
-            torch.cat(anchors),
-            torch.cat(cells),
-            tuple(level.shape[1] for level in logits),
-        )
+            class_maps.append(self.rpn_cls(hidden))
+            box_maps.append(self.rpn_reg(hidden))
+        predictions = join_levels(class_maps, box_maps, STRIDES, self.base_anchors)
+        return predictions._replace(logits=predictions.logits.squeeze(-1))  # [B, N, 1] -> [B, N]
 
     @torch.no_grad()
     def propose(self, predictions: AnchorPredictions, sizes: Tensor, *, per_level: int, limit: int) -> Proposals:
@@ -85,8 +64,8 @@ class RPNHead(nn.Module):
             strict=True,
         )
         for level, (level_logits, level_deltas, level_anchors) in enumerate(levelwise):
-            best = level_logits.topk(min(per_level, level_logits.shape[1]), dim=1)  # [B, k]
-            deltas = torch.take_along_dim(level_deltas, best.indices[..., None], 1)  # [B, k, 4]
+            best = level_logits.topk(torch.sym_min(per_level, level_logits.shape[1]), dim=1)  # [B, k]
+            deltas = boxes_at(level_deltas, best.indices)
             boxes.append(decode_boxes(level_anchors[best.indices], deltas))
             logits.append(best.values)
             levels.append(torch.full_like(best.indices, level))
@@ -97,8 +76,8 @@ class RPNHead(nn.Module):
         index, valid = best_slots(scores, kept, limit)
         mask = valid[..., None]
         return Proposals(
-            torch.take_along_dim(candidates, index[..., None], 1).masked_fill(~mask, 0.0),
-            torch.take_along_dim(scores, index, 1).masked_fill(~valid, 0.0),
+            boxes_at(candidates, index).masked_fill(~mask, 0.0),
+            scores.gather(1, index).masked_fill(~valid, 0.0),
             valid,
         )
 

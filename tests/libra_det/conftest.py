@@ -69,3 +69,31 @@ def tiny_config(tiny_data: Path) -> Callable[..., Config]:
         return Config("tiny", model, data, replace(train, **changes))
 
     return make
+
+
+@pytest.fixture
+def tiny_recipes(tiny_config: Callable[..., Config], monkeypatch: pytest.MonkeyPatch) -> dict[str, Config]:
+    """The only recipes, by name: tiny ones of each detector, and a plain one. `libra train` takes the first."""
+    from libra_det import recipes
+
+    libra = tiny_config()
+    changes = {
+        "tiny_faster": {},
+        "tiny_fast": {"detector": "fast_rcnn"},
+        "tiny_retina": {"detector": "retinanet", "anchor_scales_per_octave": 3, "refine_level": 1},
+        "tiny_plain": {"pyramid": "none"},
+    }
+    configs = {
+        name: replace(libra, recipe=name, model=replace(libra.model, **change)) for name, change in changes.items()
+    }
+
+    def function_of(name: str) -> Callable[[], Config]:
+        def make() -> Config:
+            return configs[name]
+
+        make.__name__ = name
+        return make
+
+    monkeypatch.setattr(recipes, "_RECIPES", tuple(function_of(name) for name in configs))
+    monkeypatch.setattr("libra_det.cli.DEFAULT_RECIPE", "tiny_faster")
+    return configs

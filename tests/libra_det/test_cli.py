@@ -7,11 +7,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
+import torchvision
 
 from libra_det import cli
+from libra_det.checkpoint import load_checkpoint
 from libra_det.config import DataConfig, ModelConfig, TrainConfig
+from libra_det.models import build_model
 from libra_det.recipes import recipe
 from libra_det.run_folder import new_run_folder, read_config
+from libra_det.train import Trainer
 
 
 def run_cli(*arguments) -> int:
@@ -78,6 +83,17 @@ def test_help_and_package_import_no_torch():
         (["train", "--epocs", "3"], "--epochs"),
         (["train", "--pyramid", "egyptian"], "egyptian"),
         (["eval", "nowhere"], "libra: error: nowhere: no such run folder or checkpoint file"),
+        (["eval"], "libra: error: RUN: expected a run folder or a file of weights"),
+        (["predict"], "libra: error: RUN: expected a run folder or a file of weights first"),
+        (
+            ["predict", "--weights", "nowhere.pth", "a.jpg"],
+            "libra: error: nowhere.pth: no such run folder or checkpoint",
+        ),
+        (
+            ["predict", "--batch-size", "0", "--weights", "W", "a.jpg"],
+            "libra: error: --batch-size: expected at least 1",
+        ),
+        (["train", "--weights", "nowhere.pth"], "libra: error: nowhere.pth: no such run folder or checkpoint file"),
         (["predict", "nowhere"], "libra: error: IMAGE|DIR: expected at least one"),
         (["train", "--data", "nowhere", "--device", "cpu"], "libra: error: data: expected a folder"),
         (["check", "nowhere"], "libra: error: data: expected a folder"),
@@ -163,7 +179,7 @@ def test_a_day_of_a_user(tiny_config, tiny_data, tmp_path, capsys, monkeypatch):
 
 
 def test_commands_that_are_printed_can_be_pasted():
-    assert cli._resume_command(Path("my runs/a")) == "libra train --output 'my runs/a' --resume"
+    assert cli.resume_command(Path("my runs/a")) == "libra train --output 'my runs/a' --resume"
 
 
 def test_a_diverging_run_ends_with_1_and_names_the_images(tiny_config, tmp_path, capsys, monkeypatch):
@@ -174,3 +190,55 @@ def test_a_diverging_run_ends_with_1_and_names_the_images(tiny_config, tmp_path,
     assert f"{run / 'non_finite.json'} lists the images" in capsys.readouterr().err
     assert all(name.endswith(".png") for name in json.loads((run / "non_finite.json").read_text())["file_names"])
     assert not (run / "checkpoints").exists()
+
+
+def test_fine_tuning_from_a_published_file(tiny_recipes, tiny_data, tmp_path, capsys):
+    """Without --recipe it is the file's; other classes begin anew; what does not fit is an error before training."""
+    torch.manual_seed(0)
+    state = build_model(tiny_recipes["tiny_retina"].model, 5).state_dict()
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "W.pth")
+    run, weights = tmp_path / "run", ("--weights", tmp_path / "W.pth")
+    short = ("--epochs", 1, "--data", tiny_data, "--device", "cpu", "--learning-rate", 1e-9, "--ema-decay", 0)
+    assert run_cli("train", *weights, "--output", run, *short) == 0
+    assert "has 5 classes, the data 2: bbox_head.retina_cls start anew, all else is loaded" in capsys.readouterr().out
+    trained = load_checkpoint(run)
+    assert (trained.config.recipe, trained.config.model.backbone_weights) == ("tiny_retina", None)
+    name = "neck.1.refine.g.conv.weight"
+    torch.testing.assert_close(trained.model[name], state[name], atol=1e-5, rtol=0)
+    assert trained.model["bbox_head.retina_cls.weight"].shape[0] == 2 * 9
+
+    assert run_cli("train", "--recipe", "tiny_plain", *weights, "--output", tmp_path / "other", *short) == 2
+    error = capsys.readouterr().err
+    assert "does not fit the model of recipe tiny_plain" in error and "missing     rpn_head.rpn_conv.weight" in error
+    assert not (tmp_path / "other").exists()
+    assert run_cli("train", "--recipe", "tiny_plain", *weights, "--partial", "--output", tmp_path / "part", *short) == 0
+    assert "loaded in part; not loaded:" in capsys.readouterr().out
+
+
+def test_a_run_from_weights_that_is_stopped_at_once_is_resumed_from_them(
+    tiny_recipes, tiny_data, tmp_path, capsys, monkeypatch
+):
+    """The command that resumes names no weights, and needs none: also before the first epoch is over."""
+    torch.manual_seed(0)
+    state = build_model(tiny_recipes["tiny_faster"].model, 2).state_dict()
+    torch.save({"meta": {}, "state_dict": state}, tmp_path / "W.pth")
+    run = tmp_path / "run"
+    short = ("--epochs", 1, "--data", tiny_data, "--device", "cpu", "--learning-rate", 1e-9, "--ema-decay", 0)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_train_epoch", lambda trainer: (_ for _ in ()).throw(RuntimeError("killed")))
+        run_cli("train", "--weights", tmp_path / "W.pth", "--output", run, *short)
+    assert run_cli("train", "--output", run, "--resume", "--device", "cpu") == 0
+    name = "neck.1.refine.g.conv.weight"
+    torch.testing.assert_close(load_checkpoint(run).model[name], state[name], atol=1e-5, rtol=0)
+    capsys.readouterr()
+    assert run_cli("train", "--output", run, "--resume", "--weights", tmp_path / "W.pth", "--device", "cpu") == 0
+    assert "W.pth: not read; the run continues from its own checkpoint" in capsys.readouterr().out
+
+
+def test_training_from_a_backbone_by_weights(tiny_recipes, tiny_data, tmp_path):
+    state = torchvision.models.resnet18().state_dict()
+    torch.save(state, tmp_path / "resnet18.pth")
+    flags = ("--recipe", "tiny_faster", "--weights", tmp_path / "resnet18.pth", "--frozen-stages", 1)
+    run = tmp_path / "run"
+    assert run_cli("train", *flags, "--data", tiny_data, "--epochs", 1, "--output", run, "--device", "cpu") == 0
+    assert torch.equal(load_checkpoint(run).model["backbone.conv1.weight"], state["conv1.weight"])

@@ -75,6 +75,11 @@ def build(part, **values):
         ("model", "sampler_num_bins", 65, r"\[1, 64\]"),
         ("model", "frozen_stages", 5, r"\[-1, 4\]"),
         ("model", "refine_level", 5, r"\[0, 4\]"),
+        ("model", "detector", "yolo", "one of faster_rcnn, fast_rcnn, retinanet; got 'yolo'"),
+        ("model", "anchor_scales_per_octave", 0, r"\[1, inf\)"),
+        ("model", "retina_negative_iou", 0.6, "at most retina_positive_iou 0.5"),
+        ("model", "focal_alpha", 1.5, r"\[0, 1\]"),
+        ("data", "max_proposals", 0, r"\[1, inf\)"),
     ],
 )
 def test_an_impossible_value_is_named_with_what_was_expected(part, field, value, expected):

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from libra_det.checkpoint import load_checkpoint
-from libra_det.config import DataConfig
+from libra_det.config import DataConfig, ModelConfig
 from libra_det.data import DetectionDataset, load_annotations
 from libra_det.evaluate import category_ids, draw_pictures, evaluate, evaluate_run, write_evaluation
+from libra_det.inference import Inference
+from libra_det.models import build_model
 from libra_det.structures import Batch, Detections
 from libra_det.train import Trainer
 
@@ -125,3 +128,39 @@ def test_a_run_is_evaluated_on_its_own_and_on_other_data(tiny_config, tmp_path, 
     dataset, evaluation = evaluate_run(run, device=CPU, data=str(other), split="val")
     assert evaluation.metrics.coco == pytest.approx(trained.metrics.coco)
     assert {entry["category_id"] for entry in evaluation.results} <= {103, 107}
+
+
+def test_what_it_took_is_measured(dataset, tmp_path):
+    evaluation = evaluate(Oracle(dataset), dataset, CPU, [(3, "red box"), (7, "green box")])
+    assert evaluation.images_per_second > 3 / evaluation.seconds
+    assert evaluation.peak_memory > 50 * 2**20  # PyTorch alone
+    write_evaluation(evaluation, tmp_path)
+    numbers = json.loads((tmp_path / "metrics.json").read_text())
+    assert numbers["images_per_second"] > 0 and numbers["peak_memory_mib"] > 50
+
+
+def test_neither_batches_nor_their_order_change_the_results(tiny_recipes, tiny_data):
+    """Images of other shapes stand between those of one; a batch holds images of one padded size."""
+    content = json.loads((tiny_data / "val.json").read_text())
+    with Image.open(tiny_data / "val_1.png") as image:
+        image.rotate(90, expand=True).save(tiny_data / "val_1.png")
+    content["images"][1] |= {"width": 48, "height": 64}
+    (tiny_data / "val.json").write_text(json.dumps(content))
+    torch.manual_seed(1)
+    model = build_model(tiny_recipes["tiny_faster"].model, 2)
+    results = []
+    for batch_size in (1, 3):
+        config = DataConfig(data=str(tiny_data), short_side=48, long_side=64, batch_size=batch_size, workers=0)
+        dataset = DetectionDataset(load_annotations(config, "val"), config, training=False, seed=0)
+        evaluation = evaluate(model, dataset, CPU, [(3, "red box"), (7, "green box")])
+        results.append([(entry["image_id"], *entry["bbox"], entry["score"]) for entry in evaluation.results])
+    assert [entry[0] for entry in results[0]] == [1] * 5 + [2] * 5 + [3] * 5
+    torch.testing.assert_close(torch.tensor(results[0]), torch.tensor(results[1]), atol=1e-3, rtol=0)
+
+
+def test_mirrored_images_and_half_precision(dataset):
+    model = Oracle(dataset)
+    model.config = ModelConfig()
+    evaluation = evaluate(model, dataset, CPU, [(3, "red box"), (7, "green box")], Inference(flip=True, half=True))
+    assert len(evaluation.results) > 4  # the oracle knows nothing of mirrors, and finds all where it was, too
+    assert evaluation.metrics.coco["AR100"] == pytest.approx(1.0)

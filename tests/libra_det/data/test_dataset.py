@@ -90,7 +90,7 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(coco_folder):
 def test_boxes_stay_on_their_object(coco_folder, options):
     data = dataset(coco_folder, short_side=90, long_side=120, vertical_flip=0.5, **options)
     for epoch in range(6):
-        image, boxes, _ = data.sample(epoch % 4, epoch)
+        image, boxes, *_ = data.sample(epoch % 4, epoch)
         x1, y1, x2, y2 = boxes[0].round().int().tolist()
         inside = image[0, y1 + 2 : y2 - 2, x1 + 2 : x2 - 2].float()
         around = image[0].float().sum() - image[0, y1 - 2 : y2 + 2, x1 - 2 : x2 + 2].float().sum()

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from libra_det.models.anchors import base_anchors, grid_cells, inside_padding, place_anchors
 
 STRIDES = (4, 8, 16, 32, 64)
+RATIOS = (0.5, 1.0, 2.0)
 
 
-def test_equal_the_reference(golden) -> None:
-    case = golden("e_coder_anchors")["rpn"]
-    for level, stride in enumerate(STRIDES):
-        base = base_anchors(stride, 8.0, (0.5, 1.0, 2.0))
+@pytest.mark.parametrize(
+    ("name", "strides", "scale", "scales_per_octave"),
+    [("rpn", STRIDES, 8.0, 1), ("retina", (8, 16, 32, 64, 128), 4.0, 3)],
+)
+def test_equal_the_reference(golden, name: str, strides: tuple[int, ...], scale: float, scales_per_octave: int) -> None:
+    case = golden("e_coder_anchors")[name]
+    for level, stride in enumerate(strides):
+        base = base_anchors(stride, scale, RATIOS, scales_per_octave)
         torch.testing.assert_close(base, case["base_anchors"][level], rtol=1e-6, atol=0)
         cells = grid_cells(*case["featmap_sizes"][level], stride, torch.device("cpu"))
         torch.testing.assert_close(place_anchors(base, cells), case["grid_priors"][level], rtol=1e-6, atol=1e-5)

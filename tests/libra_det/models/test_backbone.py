@@ -128,22 +128,27 @@ def test_weights_that_do_not_fit_are_named(tmp_path) -> None:
     torch.save(state, tmp_path / "broken.pth")
     with pytest.raises(ValueError) as error:
         Backbone("resnet18", weights=str(tmp_path / "broken.pth"))
-    for part in ("broken.pth", "missing: layer1.0.conv1.weight", "unexpected: extra.weight", "(32, 3, 7, 7)"):
+    for part in (
+        "broken.pth",
+        "missing     layer1.0.conv1.weight",
+        "unexpected  extra.weight",
+        "misshapen   conv1.weight           [32, 3, 7, 7], the model has [64, 3, 7, 7]",
+    ):
         assert part in str(error.value)
 
 
 def test_weights_of_another_norm_are_an_error(tmp_path) -> None:
     torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "resnet18.pth")
-    with pytest.raises(ValueError, match=r"unexpected: bn1.running_mean.*and \d+ more"):
+    with pytest.raises(ValueError, match=r"unexpected +bn1.running_mean(.|\n)*and \d+ more"):
         Backbone("resnet18", norm="group_norm", weights=str(tmp_path / "resnet18.pth"))
 
 
 def test_weights_that_are_no_state_dict_or_no_file(tmp_path) -> None:
     torch.save({"model": nn.Linear(1, 1).state_dict(), "step": 3}, tmp_path / "linear.pth")
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match=r"missing: conv1.weight"):
+    with pytest.raises(ValueError, match=r"missing +conv1.weight"):
         Backbone("resnet18", weights=str(tmp_path / "linear.pth"))
-    with pytest.raises(ValueError, match="holds no state_dict"):
+    with pytest.raises(ValueError, match="holds a list and no state_dict"):
         Backbone("resnet18", weights=str(tmp_path / "list.pth"))
     with pytest.raises(ValueError, match=r"there is no file .*absent.pth"):
         Backbone("resnet18", weights=str(tmp_path / "absent.pth"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import pytest
 import torch
@@ -14,14 +13,6 @@ from libra_det.structures import Batch, Proposals, Targets
 from libra_ops import box_iou
 
 LOSSES = {"rpn_class", "rpn_box", "roi_class", "roi_box"}
-
-
-@pytest.mark.parametrize(("key", "backbone"), [("faster_r50", "resnet50"), ("faster_x101", "resnext101_64x4d")])
-def test_parameters_have_the_published_names_and_shapes(libra_goldens, key: str, backbone: str) -> None:
-    wanted = json.loads((libra_goldens / "state_dict_keys.json").read_text())[key]
-    with torch.device("meta"):  # shapes only: no memory, no initialisation
-        model = build_model(ModelConfig(backbone=backbone), 80)
-    assert {name: list(value.shape) for name, value in model.state_dict().items()} == wanted
 
 
 def test_every_parameter_that_trains_gets_a_gradient_and_no_other(small_config, make_batch) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from libra_det.config import ModelConfig
-from libra_det.models.losses import binary_loss_sum, box_loss_sum, class_loss_sum
+from libra_det.models.losses import binary_loss_sum, box_loss_sum, class_loss_sum, focal_loss_sum
 
 
 def test_class_losses_equal_the_reference(golden) -> None:
@@ -24,6 +24,32 @@ def test_class_losses_equal_the_reference(golden) -> None:
     loss = binary_loss_sum(logits[:, 0], case["labels"] == 0, case["weight"] > 0) / case["avg_factor"]
     torch.testing.assert_close(loss, case["loss"])
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], case["grad"])
+
+
+def test_focal_loss_equals_the_reference(golden) -> None:
+    case = golden("x_ops_losses")["focal"]
+    logits = case["logits"].clone().requires_grad_()
+    loss = focal_loss_sum(logits, case["labels"], case["weight"] > 0, 0.25, 2.0) / case["avg_factor"]
+    torch.testing.assert_close(loss, case["loss"], rtol=1e-5, atol=0)
+    torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], case["grad"], rtol=1e-4, atol=1e-7)
+
+
+def test_focal_loss_without_focus_is_the_binary_cross_entropy() -> None:
+    logits, labels = torch.randn(2, 5, 4), torch.randint(0, 5, (2, 5))
+    mask = torch.rand(2, 5) < 0.7
+    own = torch.nn.functional.one_hot(labels, 5)[..., :4].float()  # the fifth is the background
+    wanted = torch.nn.functional.binary_cross_entropy_with_logits(logits, own, reduction="none")[mask].sum()
+    torch.testing.assert_close(2 * focal_loss_sum(logits, labels, mask, alpha=0.5, gamma=0.0), wanted)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_extreme_logits_is_finite(gamma: float) -> None:
+    logits = torch.tensor([[1e4, -1e4], [-1e4, 1e4], [300.0, -90.0]], requires_grad=True)
+    loss = focal_loss_sum(logits, torch.tensor([0, 0, 2]), torch.ones(3, dtype=torch.bool), 0.25, gamma)
+    loss.backward()
+    # wrong by 1e4 twice and by 300 once, each with full weight: 0.25 of its own class, 0.75 of another
+    assert loss.item() == pytest.approx(0.25 * 1e4 + 0.75 * 1e4 + 0.75 * 300, rel=1e-5)
+    torch.testing.assert_close(logits.grad, torch.tensor([[0, 0], [-0.25, 0.75], [0.75, 0]]), rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +88,10 @@ def test_masked_logits_give_neither_loss_nor_gradient() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(0.6931, abs=1e-4)
     assert logits.grad.tolist() == [-0.5, 0]
+    logits = torch.tensor([[0.0, 1.0], [torch.nan, torch.inf]], requires_grad=True)
+    loss = focal_loss_sum(logits, torch.tensor([0, 1]), torch.tensor([True, False]), 0.25, 2.0)
+    loss.backward()
+    assert loss.isfinite() and logits.grad[0].abs().min() > 0 and logits.grad[1].tolist() == [0, 0]
     logits = torch.zeros(2, 4, requires_grad=True)
     class_loss_sum(logits, torch.tensor([1, 3]), torch.tensor([True, False])).backward()
     assert logits.grad[1].tolist() == [0, 0, 0, 0]

@@ -87,3 +87,17 @@ def test_gather_needs_no_value_from_the_device() -> None:
     features = [torch.empty(2, 3, size, size, device="meta") for size in (8, 4, 2, 1)]
     boxes = torch.empty(2, 5, 4, device="meta")
     assert multiscale_roi_align(features, boxes, strides=STRIDES, sampling_ratio=2).shape == (10, 3, 7, 7)
+
+
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
+def test_exported_pooling_is_the_same(sampling_ratio: int) -> None:
+    class Pool(torch.nn.Module):
+        def forward(self, features: list[torch.Tensor], boxes: torch.Tensor) -> torch.Tensor:
+            return multiscale_roi_align(features, boxes, strides=STRIDES, sampling_ratio=sampling_ratio)
+
+    features = [torch.randn(2, 3, size, size + 3) for size in (40, 20, 10, 5)]
+    corner = torch.rand(2, 30, 2) * 150 - 30
+    boxes = torch.cat((corner, corner + torch.rand(2, 30, 2) ** 2 * 300), -1)
+    run = torch.export.export(Pool(), (features, boxes), strict=False).module()
+    for these in (boxes, boxes.flip(1), boxes * 0):  # other levels than those of the example
+        torch.testing.assert_close(run(features, these), Pool()(features, these), rtol=1e-4, atol=1e-4)

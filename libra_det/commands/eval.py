@@ -1,0 +1,82 @@
+"""`libra eval`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from libra_det.commands.common import loaded, one_source
+
+
+@dataclass
+class Eval:
+    """Evaluate a run or a file of weights: COCO's 12 numbers, AP per class, Pascal VOC's AP50, images/s, memory."""
+
+    run: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[RUN|FILE]")] = None
+    """Run folder of `libra train`, a checkpoint, or any file that --weights takes."""
+    weights: Path | None = None
+    """The same as RUN|FILE: published .pth, file of `libra convert`, run, ..."""
+    recipe: str | None = None
+    """The model's recipe; none: the file's own, or the one that its tensors fit."""
+    partial: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Load what fits, also if tensors are missing, unexpected or of other shapes; the rest stays random."""
+    data: str | None = None
+    """Folder of another data set; none: that of the run."""
+    split: str | None = None
+    """Split of it; none: the run's eval_split."""
+    annotations: str | None = None
+    """COCO JSON, where it does not lie in the data folder under a usual name."""
+    image_folder: str | None = None
+    """Folder that file names are relative to, where it is not the data folder."""
+    proposals: str | None = None
+    """File of `libra proposals` with the regions of the split, for Fast R-CNN."""
+    batch_size: int | None = None
+    """Images at once, all of one padded size; none: as in training."""
+    workers: int | None = None
+    """Processes that read images; none: as in training."""
+    flip: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Detect in the mirrored images too, and merge both by non-maximum suppression."""
+    half: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Compute in half precision: float16 on CUDA, bfloat16 on the CPU."""
+    output: Path | None = None
+    """Folder for metrics.json, results.json and pictures; none: evaluation/DATA-SPLIT in the run folder."""
+    device: str = "auto"
+    """auto (the first GPU if there is one), cpu, cuda or cuda:N."""
+
+    def __call__(self) -> int:
+        source = one_source(self.run, self.weights)
+        detector = loaded(source, self.device, self.recipe, self.partial, self.flip, self.half)
+        from libra_det.evaluate import draw_pictures, evaluate, evaluation_data, write_evaluation
+        from libra_det.report import print_metrics
+
+        names = ("data", "split", "annotations", "image_folder", "proposals", "batch_size", "workers")
+        dataset = evaluation_data(detector, **{name: getattr(self, name) for name in names})
+        evaluation = evaluate(detector.model, dataset, detector.device, detector.categories, detector.inference)
+        split = dataset.annotations.name
+        print_metrics(evaluation.metrics, f"{source}, {split} split of {dataset.config.data}")
+        output = self.output or _run_folder(source) / "evaluation" / self._name(dataset.config.data, split)
+        write_evaluation(evaluation, output, data=dataset.config.data, split=split)
+        draw_pictures(dataset.annotations, evaluation.results, output / "pictures")
+        kind = "GPU memory" if detector.device.type == "cuda" else "memory"
+        print(
+            f"{len(dataset)} images at {evaluation.images_per_second:.2f} images/s (batches of "
+            f"{dataset.config.batch_size}), peak {kind} {evaluation.peak_memory / 2**20:.0f} MiB\n"
+            f"evaluated in {evaluation.seconds:.0f} s; numbers, results and pictures are in {output}"
+        )
+        return 0
+
+    def _name(self, data: str, split: str) -> str:
+        """Tells evaluations on different data apart."""
+        name = f"{Path(data).expanduser().resolve().name}-{split}"
+        return name if self.annotations is None else f"{name}-{Path(self.annotations).stem}"
+
+
+def _run_folder(source: Path) -> Path:
+    """The run folder; for a file that lies in none, the current folder."""
+    if source.is_dir():
+        return source
+    folder = source.absolute().parent
+    return folder.parent if folder.name == "checkpoints" else Path()

@@ -1,0 +1,88 @@
+"""`libra train`."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from libra_det.commands.common import quoted, resume_command
+from libra_det.config import Config
+from libra_det.run_folder import new_run_folder, refuse_run
+
+if TYPE_CHECKING:
+    import torch
+
+    from libra_det.train import Trainer
+
+
+@dataclass
+class Train:
+    """Train a detector, evaluate it and fill a run folder.
+
+    The recipe is a complete configuration; every field of it is a flag.
+    """
+
+    config: tyro.conf.OmitArgPrefixes[Config]
+    output: Path | None = None
+    """Folder of the run; none: runs/RECIPE, runs/RECIPE-2, ..."""
+    resume: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Continue the run in --output from its newest checkpoint, with its configuration and the flags given now."""
+    weights: Path | None = None
+    """Run or file to begin from: a published .pth, ...; without --recipe its own. Other classes begin at random."""
+    partial: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Load what fits of --weights, also if tensors are missing, unexpected or of other shapes."""
+    device: str = "auto"
+    """auto (the first GPU if there is one), cpu, cuda or cuda:N."""
+
+    def __call__(self) -> int:
+        from libra_det.checkpoint import checkpoint_files
+        from libra_det.devices import choose_device
+        from libra_det.report import print_metrics
+        from libra_det.train import resume
+
+        device = choose_device(self.device)
+        if self.output is not None and not self.resume:
+            refuse_run(self.output)
+        # A run that was stopped before its first checkpoint begins again.
+        if self.resume and checkpoint_files(self.output):
+            if self.weights is not None:
+                print(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
+            trainer = resume(self.output, device, self.config)
+        else:
+            trainer = self._trainer(device)
+        if not self.resume:  # only now, when the data was read: a mistake in the command leaves no folder
+            trainer.run = new_run_folder(self.output, self.config.recipe)
+        run = trainer.run
+        print(f"run folder: {run} ({device})", flush=True)
+        try:
+            evaluation = trainer.train()
+        except KeyboardInterrupt:  # in the evaluation, or a second Ctrl-C in training
+            print(f"\ncontinue with: {resume_command(run)}", file=sys.stderr)
+            raise
+        print_metrics(evaluation.metrics, f"{self.config.recipe}, {trainer.eval_dataset.annotations.name} split")
+        print(
+            f"trained in {trainer.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s\n"
+            f"run folder: {run} (detections are drawn in {run / 'pictures'})\n"
+            f"use it:     libra predict {quoted(run)} IMAGE_OR_FOLDER --output predictions\n"
+            f"measure it: libra eval {quoted(run)} --split {quoted(self.config.data.eval_split)}"
+        )
+        return 0
+
+    def _trainer(self, device: torch.device) -> Trainer:
+        """A trainer that begins: at random, from a backbone, or from a detector's weights."""
+        from libra_det.train import Trainer
+        from libra_det.weights.load import check_fit, read_weights
+
+        run = self.output or Path()
+        if self.weights is None:
+            return Trainer(self.config, run, device)
+        weights = read_weights(self.weights)
+        if weights.is_backbone:
+            model = replace(self.config.model, backbone_weights=str(self.weights))
+            return Trainer(replace(self.config, model=model), run, device)
+        check_fit(weights, self.config, partial=self.partial)  # before the data is read
+        return Trainer(self.config, run, device, weights=weights, partial=self.partial)

@@ -1,0 +1,176 @@
+"""Proposals of a whole data set in one file, from which the few of an image are read without loading the rest.
+
+A safetensors file, which holds plain tensors (nothing in it is executed), is mapped into memory and can be inspected
+with other tools:
+
+    boxes       [T, 4] float32 xyxy in pixels of the original images, the images one after the other, best first
+    scores      [T] float16 in 0..1; the order of the boxes, not these, tells which is better
+    offsets     [I + 1] int64: image i has the boxes offsets[i] to offsets[i + 1]
+    image_ids   [I] int64, as in the annotations
+    file_names  [N] uint8: the images' names, UTF-8 with a zero byte between
+
+and as metadata what the proposals come from. Boxes keep float32, as float16 would move those of a photo of 640 pixels
+by up to a quarter of a pixel. T boxes of I images, P of one image.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from torch import Tensor
+
+from libra_det.data.records import ImageRecord
+
+FORMAT = "libra proposals 1"
+_SHOWN = 5  # images that a message names
+_HOW = "`libra proposals RUN --split SPLIT --output FILE` computes them"
+
+
+class ProposalWriter:
+    """Collects proposals image by image and writes them at the end.
+
+    Args:
+        file: where to.
+        images: how many there will be at most.
+        limit: most proposals of one image.
+    """
+
+    def __init__(self, file: Path, images: int, limit: int) -> None:
+        self.file, self.limit = file, limit
+        # Memory that is never written to is never taken, so room for the most there can be costs nothing.
+        self._boxes = np.empty((images * limit, 4), dtype=np.float32)
+        self._scores = np.empty(images * limit, dtype=np.float16)
+        self._offsets, self._image_ids, self._file_names = [0], [], []
+
+    def add(self, image_id: int, file_name: str, boxes: Tensor, scores: Tensor) -> None:
+        """The proposals of the next image: boxes [P, 4] in its original pixels, scores [P], best first, P <= limit."""
+        start, end = self._offsets[-1], self._offsets[-1] + len(boxes)
+        self._boxes[start:end] = boxes.numpy()
+        self._scores[start:end] = scores.numpy()
+        self._offsets.append(end)
+        self._image_ids.append(image_id)
+        self._file_names.append(file_name)
+
+    def write(self, **facts: Any) -> int:
+        """Writes the file, in one step as others see it; `facts` say what the proposals come from. Returns T."""
+        total = self._offsets[-1]
+        tensors = {
+            "boxes": self._boxes[:total],
+            "scores": self._scores[:total],
+            "offsets": np.array(self._offsets, dtype=np.int64),
+            "image_ids": np.array(self._image_ids, dtype=np.int64),
+            "file_names": np.frombuffer("\0".join(self._file_names).encode(), dtype=np.uint8),
+        }
+        metadata = {"format": FORMAT, "limit": str(self.limit), **{name: str(value) for name, value in facts.items()}}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self.file.with_name(self.file.name + ".unfinished")
+        save_file(tensors, unfinished, metadata)
+        os.replace(unfinished, self.file)
+        return total
+
+
+class ProposalFile:
+    """A file of proposals, mapped into memory.
+
+    Args:
+        file: what `ProposalWriter` wrote.
+
+    Attributes:
+        facts: what the proposals come from, by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or is something else.
+    """
+
+    def __init__(self, file: Path | str) -> None:
+        self.file = Path(file).expanduser()
+        if not self.file.is_file():
+            raise FileNotFoundError(f"proposals: there is no file {self.file}; {_HOW}")
+        try:
+            self._open()
+            self.facts = dict(self._stream.metadata() or {})
+            if self.facts.get("format") != FORMAT:
+                raise ValueError(f"its format is {self.facts.get('format')!r} instead of {FORMAT!r}")
+            self._offsets = self._stream.get_tensor("offsets")
+            image_ids = self._stream.get_tensor("image_ids").tolist()
+            names = self._stream.get_tensor("file_names").tobytes().decode()
+        except (SafetensorError, ValueError) as error:
+            raise ValueError(
+                f"proposals: {self.file} is not what `libra proposals` writes ({error}); {_HOW}"
+            ) from error
+        self._place = {image_id: place for place, image_id in enumerate(image_ids)}
+        self._file_names = names.split("\0")
+
+    def read(self, image_id: int, limit: int) -> tuple[Tensor, Tensor]:
+        """The best proposals of an image: boxes [P, 4] float32 xyxy in its original pixels, scores [P] float32.
+
+        Raises:
+            KeyError: the image is not in the file; `check` tells all such.
+        """
+        place = self._place[image_id]
+        start = int(self._offsets[place])
+        end = min(int(self._offsets[place + 1]), start + limit)
+        if start == end:  # safetensors takes an empty slice at the end for an error
+            return torch.zeros(0, 4), torch.zeros(0)
+        boxes, scores = (self._stream.get_slice(name)[start:end] for name in ("boxes", "scores"))
+        return torch.from_numpy(boxes), torch.from_numpy(scores).float()
+
+    def most(self, images: Sequence[ImageRecord]) -> int:
+        """The largest number of proposals that one of `images` has."""
+        counts = np.diff(self._offsets)
+        return max((int(counts[self._place[image.id]]) for image in images), default=0)
+
+    def check(self, images: Sequence[ImageRecord], name: str) -> None:
+        """Makes sure that the file was computed for these images.
+
+        Args:
+            images: what will be read.
+            name: what they are called in messages, such as the split's name.
+
+        Raises:
+            ValueError: counting and naming images that the file lacks, or that it knows as another file.
+        """
+        missing = [image for image in images if image.id not in self._place]
+        if missing:
+            raise ValueError(
+                f"proposals: {self.file} has none for {len(missing)} of the {len(images)} images of {name}: "
+                f"{_some([f'{image.file_name} (id {image.id})' for image in missing])}; {self._source()}. {_HOW}"
+            )
+        others = [
+            f"{image.id} is {image.file_name}, there {self._file_names[self._place[image.id]]}"
+            for image in images
+            if self._file_names[self._place[image.id]] != image.file_name
+        ]
+        if others:
+            raise ValueError(
+                f"proposals: {self.file} is of other images: {len(others)} of the {len(images)} ids of {name} belong "
+                f"to other files there (id {_some(others)}); {self._source()}. {_HOW}"
+            )
+
+    def _source(self) -> str:
+        facts = (f"{name} {self.facts[name]}" for name in ("model", "data", "split") if name in self.facts)
+        return f"it holds {len(self._place)} images ({', '.join(facts)})"
+
+    def _open(self) -> None:
+        self._stream = safe_open(self.file, framework="numpy")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Processes that are spawned instead of forked open the file again."""
+        return {key: value for key, value in self.__dict__.items() if key != "_stream"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+
+def _some(items: list[str]) -> str:
+    more = len(items) - _SHOWN
+    return ", ".join(items[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
