@@ -192,7 +192,10 @@ def test_proposals_begin_with_the_targets():
 
 
 def test_peak_memory_of_a_call_that_gives_it_back():
-    """32 MB come and go, 8 MB are returned; asked again, the answer is the same."""
+    """32 MB come and go, 8 MB are returned; asked again, the answer is the same.
+
+    Whether the 8 MB lie in what the 32 left behind is the allocator's choice.
+    """
 
     def call():
         torch.ones(8 << 20, dtype=torch.float32).add_(1)
@@ -201,7 +204,7 @@ def test_peak_memory_of_a_call_that_gives_it_back():
     for _ in range(2):
         found = memory.peak_on_cpu(call)
         assert found["result"] == 8 << 20
-        assert abs(found["peak"] - (32 << 20)) < 4 << 20
+        assert 28 << 20 < found["peak"] < 44 << 20
 
 
 def test_peak_memory_in_a_process_of_its_own():
