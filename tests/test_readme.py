@@ -36,7 +36,7 @@ def test_the_detector_api_is_as_shown(monkeypatch):
     import libra_det
     from libra_det.predict import Detector, ImageDetections
 
-    (lines,) = (block for block in blocks("python") if 'load("runs' in block)
+    (lines,) = (block for block in blocks("python") if 'libra_det.load("runs' in block)
     assert {"boxes", "scores", "names"} <= set(ImageDetections.__annotations__)
     shown: list = []
     detections = ImageDetections(**dict.fromkeys(ImageDetections.__annotations__))

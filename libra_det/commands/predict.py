@@ -50,7 +50,8 @@ class Predict:
     def __call__(self) -> int:
         source, images = (self.weights, self.inputs) if self.weights is not None else _split(self.inputs)
         if not images:
-            raise ValueError("IMAGE|DIR: expected at least one image file or folder, got none")
+            taken = "" if self.weights else f"; {source} was taken as the run: libra predict RUN IMAGE|DIR"
+            raise ValueError(f"IMAGE|DIR: expected at least one image file or folder, got none{taken}")
         for name, smallest in (("batch_size", 1), ("workers", 0)):
             value = getattr(self, name)
             if value is not None and value < smallest:

@@ -71,7 +71,10 @@ class ProposalWriter:
         metadata = {"format": FORMAT, "limit": str(self.limit), **{name: str(value) for name, value in facts.items()}}
         self.file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self.file.with_name(self.file.name + ".unfinished")
+        unfinished.touch()
+        mode = unfinished.stat().st_mode  # as this user's files are; safetensors makes private ones
         save_file(tensors, unfinished, metadata)
+        unfinished.chmod(mode)
         os.replace(unfinished, self.file)
         return total
 

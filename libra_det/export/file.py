@@ -80,9 +80,16 @@ def export_detector(detector: Detector, output: Path, format: str = "pt2", *, so
 
 def _save_pt2(module: ExportableDetector, detector: Detector, file: Path, facts: dict[str, str]) -> None:
     inputs = example_inputs(detector.config, detector.device)
-    with torch.no_grad():
-        program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(detector.config), strict=False)
-    torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts)})
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in trained:  # a file whose weights asked for gradients would return detections that hold a graph
+        parameter.requires_grad_(False)
+    try:
+        with torch.no_grad():
+            program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes(detector.config), strict=False)
+        torch.export.save(program, file, extra_files={METADATA_FILE: json.dumps(facts)})
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _save_onnx(module: ExportableDetector, detector: Detector, file: Path, facts: dict[str, str]) -> None:

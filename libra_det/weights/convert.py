@@ -42,6 +42,9 @@ def convert(
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = output.with_name(output.name + ".unfinished")
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
+    unfinished.touch()
+    mode = unfinished.stat().st_mode  # as this user's files are; safetensors makes private ones
     save_file(state, unfinished, metadata(config, categories, Path(source).name))
+    unfinished.chmod(mode)
     os.replace(unfinished, output)
     return config, categories, notes

@@ -34,6 +34,9 @@ def test_a_published_file_becomes_one_that_says_what_it_is(published, tiny_recip
     text = capsys.readouterr().out
     assert "older names, such as neck.lateral_convs" in text
     assert "is tiny_plain, 2 classes (red box, green box); written to" in text
+    plain = tmp_path / "plain"
+    plain.touch()
+    assert output.stat().st_mode == plain.stat().st_mode  # others may read it as they may read any file of ours
     with safe_open(output, framework="pt") as file:
         metadata = file.metadata()
     assert metadata["recipe"] == "tiny_plain" and metadata["source"] == "W.pth"

@@ -55,6 +55,7 @@ def check_same(run, detector: Detector, inputs: tuple[torch.Tensor, ...], boxes:
     with torch.no_grad():
         expected = ExportableDetector(detector.model)(*inputs)
     found = run(*inputs)
+    assert not any(tensor.requires_grad for tensor in found)
     slots = detector.config.model.detections_per_image
     assert found[0].shape == (len(inputs[0]), slots, 4) and found[1].shape == found[2].shape == found[3].shape
     assert expected[3].sum() >= slots // 2
