@@ -232,6 +232,12 @@ class TrainConfig:
     """Run the forward pass in bfloat16 autocast."""
     channels_last: bool = False
     """Keep images and weights in channels-last memory format."""
+    compile: bool = False
+    """Compile the losses with torch.compile, once for each padded size."""
+    cuda_graph: bool = False
+    """Replay each step as one CUDA graph, captured once for each padded size; on one GPU."""
+    accumulate: int = 1
+    """Parts that a batch goes through the model in, their gradients added up, to need less memory."""
     ema_decay: float = 0.0
     """Decay per step of a moving average of the weights, which is then what is evaluated and used; 0 none."""
     seed: int = 0
@@ -250,7 +256,7 @@ class TrainConfig:
         check_fields(
             self,
             {
-                "[1, inf)": "epochs step_epochs threads",
+                "[1, inf)": "epochs step_epochs threads accumulate",
                 "(0, inf)": "learning_rate gradient_clip",
                 "[0, inf)": "weight_decay warmup_steps log_every log_gradient_share_every keep_checkpoints eval_every",
                 "[0, 1)": "momentum ema_decay",
@@ -272,6 +278,10 @@ class Config:
 
     def __post_init__(self) -> None:
         check_fields(self, {})
+        if self.data.batch_size % self.train.accumulate:
+            raise ValueError(
+                f"accumulate: expected a divisor of batch_size {self.data.batch_size}, got {self.train.accumulate}"
+            )
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,23 +35,14 @@ class Step:
     time: float  # when it was computed, or handed to the GPU
 
     @classmethod
-    def of(
-        cls,
-        step: int,
-        file_names: list[str],
-        learning_rate: float,
-        losses: dict[str, Tensor],
-        gradient_norm: Tensor,
-        loss_norms: Sequence[Tensor],
-    ) -> Step:
-        """Start to bring the numbers, scalars on one device, to the CPU."""
-        values = torch.stack([*losses.values(), gradient_norm, *loss_norms]).detach().float()
-        ready = None
+    def of(cls, step: int, file_names: list[str], learning_rate: float, names: list[str], values: Tensor) -> Step:
+        """Start to bring the numbers, `TrainStep`'s, to the CPU."""
+        values, ready = values.detach(), None
         if values.is_cuda:
-            values = values.to("cpu", non_blocking=True)
+            values = values.to("cpu", non_blocking=True)  # into page-locked memory
             ready = torch.cuda.Event()
             ready.record()
-        return cls(step, file_names, learning_rate, list(losses), values, ready, time.perf_counter())
+        return cls(step, file_names, learning_rate, names, values, ready, time.perf_counter())
 
     def read(self) -> StepNumbers:
         """The numbers, once they are there."""
@@ -100,21 +90,6 @@ def check_finite(done: Step, numbers: StepNumbers, run: Path) -> None:
         f"step {done.step}: {', '.join(culprits) or 'the gradient'} became NaN or infinite; no weights were saved. "
         f"{file} lists the images of this step. {CURES}"
     )
-
-
-def gradient_norms(losses: Sequence[Tensor], features: Sequence[Tensor]) -> list[Tensor]:
-    """Norm of each loss's gradient with respect to the maps that all share; 0 for a loss that does not reach them.
-
-    Args:
-        losses: scalars, whose graph is kept.
-        features: the pyramid's maps [B, C, H_l, W_l].
-    """
-    norms = []
-    for loss in losses:
-        gradients = torch.autograd.grad(loss, features, retain_graph=True, allow_unused=True)
-        used = [gradient.float() for gradient in gradients if gradient is not None]
-        norms.append(torch.nn.utils.get_total_norm(used) if used else torch.zeros_like(loss))
-    return norms
 
 
 def _shares(values: dict[str, float]) -> dict[str, float]:

@@ -6,7 +6,6 @@ computes the same as one that was never interrupted.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -31,8 +30,9 @@ from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
 from libra_det.run_folder import environment, write_json, write_text
 from libra_det.schedule import learning_rate, schedule_warning
-from libra_det.step import CURES, NonFiniteLoss, Step, check_finite, gradient_norms
+from libra_det.step import CURES, NonFiniteLoss, Step, check_finite
 from libra_det.structures import Batch
+from libra_det.train_step import TrainStep, make_optimizer, restore_optimizer
 from libra_det.weights.load import Weights, fill
 
 
@@ -86,14 +86,9 @@ class Trainer:
             for note in weights.notes + fill(model, weights, categories=self.categories, partial=partial):
                 print(f"{weights.path}: {note}")
         self.model = model.to(device, memory_format=memory_format)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=config.train.learning_rate,
-            momentum=config.train.momentum,
-            weight_decay=config.train.weight_decay,
-        )
+        self.optimizer = make_optimizer(self.model, config.train, device)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
+        self.take_step = TrainStep(self.model, self.optimizer, config.train, device, self.average)
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
         self._began_from_weights = weights is not None
         if checkpoint is not None:
@@ -168,23 +163,9 @@ class Trainer:
         step = self.epoch * self.steps_per_epoch + self.step  # from 0
         torch.manual_seed(_mixed(train.seed, step))
         rate = learning_rate(train, step, self.steps_per_epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        if train.channels_last:
-            batch.images = batch.images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=train.amp):
-            losses, features = self.model.losses(batch)
-        values = list(losses.values())
         measure = train.log_gradient_share_every > 0 and (step + 1) % train.log_gradient_share_every == 0
-        norms = gradient_norms(values, features) if measure else []
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(values).sum().backward()
-        limit = math.inf if train.gradient_clip is None else train.gradient_clip
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, limit)
-        self.optimizer.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
-        return Step.of(step + 1, batch.file_names, rate, losses, norm, norms)
+        names, values = self.take_step(batch, learning_rate=rate, measure=measure)
+        return Step.of(step + 1, batch.file_names, rate, names, values)
 
     def _read(self, done: Step) -> None:
         """Check, show and log a step."""
@@ -250,9 +231,7 @@ class Trainer:
                 f"{self.steps_per_epoch}; continue with the batch size and the data that it had, or start a new run"
             )
         self.model.load_state_dict(checkpoint.model)
-        self.optimizer.load_state_dict(checkpoint.optimizer)
-        for group in self.optimizer.param_groups:  # the configuration decides, also where --resume changed it
-            group["momentum"], group["weight_decay"] = self.config.train.momentum, self.config.train.weight_decay
+        restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.epoch, self.step, self.seconds = checkpoint.epoch, checkpoint.step, checkpoint.seconds
         if self.average is not None:
             self.average.module.load_state_dict(checkpoint.model if checkpoint.ema is None else checkpoint.ema)

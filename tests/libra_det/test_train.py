@@ -266,16 +266,19 @@ def test_a_schedule_that_a_longer_run_has_outgrown_is_warned_of(tiny_config, tmp
 def test_a_non_finite_loss_stops_without_saving(tiny_config, tmp_path):
     run = tmp_path / "run"
     trainer = new_trainer(tiny_config(epochs=2), run)
-    compute, seen = trainer.model.losses, []
+    compute, step, seen = trainer.model.losses_from_features, trainer._train_step, []
 
-    def poisoned(batch):
-        losses, features = compute(batch)
+    def recorded(batch):
         seen.append(batch.file_names)
+        return step(batch)
+
+    def poisoned(*arguments):
+        losses = compute(*arguments)
         if len(seen) == 6:
             losses["roi_box"] = losses["roi_box"] * math.nan
-        return losses, features
+        return losses
 
-    trainer.model.losses = poisoned
+    trainer._train_step, trainer.model.losses_from_features = recorded, poisoned
     with pytest.raises(NonFiniteLoss, match=r"step 6: roi_box became NaN.*non_finite\.json"):
         trainer.train()
     report = json.loads((run / "non_finite.json").read_text())
@@ -287,7 +290,7 @@ def test_a_non_finite_loss_stops_without_saving(tiny_config, tmp_path):
 def test_a_non_finite_gradient_stops_too(tiny_config, tmp_path):
     run = tmp_path / "run"
     trainer = new_trainer(tiny_config(epochs=1), run)
-    trainer.parameters[0].register_hook(lambda gradient: gradient * math.inf)
+    trainer.take_step.parameters[0].register_hook(lambda gradient: gradient * math.inf)
     with pytest.raises(NonFiniteLoss, match="step 1: the gradient became NaN or infinite"):
         trainer.train()
     assert checkpoint_files(run) == []

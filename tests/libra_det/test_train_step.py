@@ -1,12 +1,14 @@
 """What one step of training does to the weights, and in which precision and memory format."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from libra_det.data import make_loader
 from libra_det.train import Trainer
+from libra_det.train_step import gradient_norms
 
 
 def new_trainer(config, run) -> Trainer:
@@ -25,18 +27,22 @@ def full_rate(**changes) -> dict:
 
 def test_the_gradient_is_clipped(tiny_config, tmp_path):
     trainer = new_trainer(tiny_config(**full_rate(gradient_clip=0.01)), tmp_path / "run")
-    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    before = [parameter.detach().clone() for parameter in trainer.take_step.parameters]
     take_step(trainer)
-    moved = torch.nn.utils.get_total_norm([new - old for new, old in zip(trainer.parameters, before, strict=True)])
+    moved = torch.nn.utils.get_total_norm(
+        [new - old for new, old in zip(trainer.take_step.parameters, before, strict=True)]
+    )
     assert moved.item() == pytest.approx(0.5 * 0.01, rel=1e-3)
 
 
 def test_no_clipping_where_none_is_asked_for(tiny_config, tmp_path):
     trainer = new_trainer(tiny_config(**full_rate(gradient_clip=None)), tmp_path / "run")
-    before = [parameter.detach().clone() for parameter in trainer.parameters]
+    before = [parameter.detach().clone() for parameter in trainer.take_step.parameters]
     take_step(trainer)
-    moved = torch.nn.utils.get_total_norm([new - old for new, old in zip(trainer.parameters, before, strict=True)])
-    gradient = torch.nn.utils.get_total_norm([p.grad for p in trainer.parameters if p.grad is not None])
+    moved = torch.nn.utils.get_total_norm(
+        [new - old for new, old in zip(trainer.take_step.parameters, before, strict=True)]
+    )
+    gradient = torch.nn.utils.get_total_norm([p.grad for p in trainer.take_step.parameters if p.grad is not None])
     assert moved.item() == pytest.approx(0.5 * gradient.item(), rel=1e-3)
 
 
@@ -56,7 +62,7 @@ def test_amp_computes_in_bfloat16(tiny_config, tmp_path, amp):
     trainer.model.rpn_head.rpn_cls.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
     take_step(trainer)
     assert seen == {torch.bfloat16 if amp else torch.float32}
-    assert all(parameter.dtype == torch.float32 for parameter in trainer.parameters)
+    assert all(parameter.dtype == torch.float32 for parameter in trainer.take_step.parameters)
     evaluation = trainer.train()
     assert math.isfinite(evaluation.metrics.voc_ap50)
 
@@ -73,3 +79,39 @@ def test_channels_last_reaches_images_weights_and_their_average(tiny_config, tmp
     )
     take_step(trainer)
     assert [tensor.is_contiguous(memory_format=torch.channels_last) for tensor in seen] == [channels_last] * 2
+
+
+def test_gradient_norms_by_hand():
+    features = [torch.ones(2, requires_grad=True), torch.ones(1, requires_grad=True)]
+    elsewhere = torch.ones(1, requires_grad=True)
+    losses = [3 * features[0].sum(), features[0].sum() + 2 * features[1].sum(), elsewhere.sum() * 5]
+    norms = gradient_norms(losses, features)
+    assert [norm.item() for norm in norms] == pytest.approx([math.sqrt(18), math.sqrt(6), 0.0])
+    sum(losses).backward()  # the graph is still there, and nothing was added to what it gives
+    assert features[0].grad.tolist() == [4.0, 4.0] and elsewhere.grad.tolist() == [5.0]
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(tiny_config, tmp_path):
+    """With statistics that do not depend on the batch, and all samples of each image counted alike."""
+    moved = {}
+    for parts in (1, 2):
+        config = tiny_config(**full_rate(gradient_clip=None, accumulate=parts))
+        model = replace(config.model, norm="group_norm", detector="retinanet", pyramid="none")
+        trainer = new_trainer(replace(config, model=model), tmp_path / f"{parts}")
+        trainer.model.bbox_head.losses = lambda predictions, *_: {"class": predictions.logits.square().mean()}
+        before = [parameter.detach().clone() for parameter in trainer.take_step.parameters]
+        take_step(trainer)
+        moved[parts] = [new - old for new, old in zip(trainer.take_step.parameters, before, strict=True)]
+    assert any(change.abs().max() > 1e-4 for change in moved[1])
+    for whole, added in zip(moved[1], moved[2], strict=True):
+        torch.testing.assert_close(added, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused(tiny_config):
+    with pytest.raises(ValueError, match="accumulate: expected a divisor of batch_size 2, got 3"):
+        tiny_config(accumulate=3)
+
+
+def test_a_cuda_graph_needs_a_gpu(tiny_config, tmp_path):
+    with pytest.raises(ValueError, match="--cuda-graph: expected a CUDA device, got cpu"):
+        new_trainer(tiny_config(cuda_graph=True), tmp_path / "run")
