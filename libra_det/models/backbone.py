@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
@@ -24,17 +25,50 @@ class FrozenStatisticsBatchNorm(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
 
+    def folded_into(self, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the convolution that computes `self(conv(x))`, differentiable like these two."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        return conv.weight * scale[:, None, None, None], self.bias - self.running_mean * scale
+
 
 def group_norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with 32 groups (Wu and He 2018), fewer where a group would hold less than two channels."""
     return nn.GroupNorm(math.gcd(32, max(1, channels // 2)), channels)
 
 
+_SMALL_WEIGHT = 2**18  # numbers: those of the first two stages
+
 NORMS = {
     "batch_norm": nn.BatchNorm2d,
     "frozen_batch_norm": FrozenStatisticsBatchNorm,
     "group_norm": group_norm,
 }
+
+
+def normalised_convolution(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(conv(x))`, in one pass over the map where the statistics are frozen and folding costs less than a pass.
+
+    On a GPU maps are large against weights. On a CPU they may be small, and the folded weights of every step have to
+    be differentiated: there only the layers that are not trained, or in testing, and only their small weights.
+    """
+    if not isinstance(norm, FrozenStatisticsBatchNorm):
+        return norm(conv(x))
+    trained = torch.is_grad_enabled() and (conv.weight.requires_grad or norm.weight.requires_grad)
+    if not x.is_cuda and (trained or conv.weight.numel() > _SMALL_WEIGHT):
+        return norm(conv(x))
+    weight, bias = norm.folded_into(conv)
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def run_block(block: nn.Module, x: Tensor) -> Tensor:
+    """torchvision's BasicBlock or Bottleneck, each convolution together with its normalisation."""
+    shortcut = x if block.downsample is None else normalised_convolution(*block.downsample, x)
+    x = block.relu(normalised_convolution(block.conv1, block.bn1, x))
+    x = normalised_convolution(block.conv2, block.bn2, x)
+    if hasattr(block, "conv3"):
+        x = normalised_convolution(block.conv3, block.bn3, block.relu(x))
+    x += shortcut
+    return block.relu(x)
 
 
 def backbone_names() -> list[str]:
@@ -101,10 +135,11 @@ class Backbone(nn.Module):
                 f"norm: batch_norm cannot train on one image of {images.shape[2]} x {images.shape[3]} pixels, whose "
                 "last map has a single cell; use --norm group_norm, larger images (--short-side) or more (--batch-size)"
             )
-        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        x = self.maxpool(self.relu(normalised_convolution(self.conv1, self.bn1, images)))
         maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
+            for block in layer:
+                x = run_block(block, x)
             maps.append(x)
         return maps
 

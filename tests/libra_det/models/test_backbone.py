@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from libra_det.models.backbone import Backbone, backbone_names, check_not_random, group_norm
+from libra_det.models.backbone import Backbone, FrozenStatisticsBatchNorm, backbone_names, check_not_random, group_norm
 
 
 def test_maps_have_the_strides_of_a_resnet() -> None:
@@ -163,3 +163,42 @@ def test_a_failed_download_says_how_to_give_a_file(monkeypatch) -> None:
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", refuse)
     with pytest.raises(ConnectionError, match=r"https://.*no network.*FILE.pth"):
         Backbone("resnet18", weights="DEFAULT")
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_a_folded_normalisation_gives_the_same_maps_and_gradients(monkeypatch, name: str) -> None:
+    """Everywhere, as on a GPU, against nowhere."""
+    torch.manual_seed(0)
+    backbone = Backbone(name, norm="frozen_batch_norm", frozen_stages=0).double()
+    for module in backbone.modules():
+        if isinstance(module, FrozenStatisticsBatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2.0)
+            nn.init.normal_(module.weight)
+            nn.init.normal_(module.bias)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    found = []
+    for everywhere in (True, False):
+        monkeypatch.setattr(torch.Tensor, "is_cuda", everywhere)
+        backbone.zero_grad()
+        if not everywhere:
+            monkeypatch.setattr("libra_det.models.backbone._SMALL_WEIGHT", 0)
+        maps = backbone(images)
+        sum(x.square().mean() for x in maps).backward()
+        found.append((maps, [p.grad.clone() for p in backbone.parameters() if p.grad is not None]))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-9, atol=1e-9)
+    assert len(found[0][1]) == len(list(backbone.parameters())) - 3
+
+
+def test_on_a_cpu_small_layers_that_are_not_trained_are_folded(monkeypatch) -> None:
+    folded = []
+    fold = FrozenStatisticsBatchNorm.folded_into
+    monkeypatch.setattr(
+        FrozenStatisticsBatchNorm, "folded_into", lambda norm, conv: folded.append(conv) or fold(norm, conv)
+    )
+    backbone = Backbone("resnet18", norm="frozen_batch_norm", frozen_stages=1)
+    backbone(torch.zeros(1, 3, 64, 64))
+    assert len(folded) == 5  # the stem and layer1
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, 64, 64))
+    assert len(folded) == 5 + 12  # layer2 and the later shortcuts as well
