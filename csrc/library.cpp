@@ -22,6 +22,10 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "int num_bins, float low, float high, float? max_negatives_per_positive, bool instance_balanced, bool published) "
       "-> (Tensor index, Tensor valid, Tensor positive)");
 
+  m.def(
+      "nms_padded(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold, int max_output, "
+      "float? score_threshold, Tensor? valid) -> (Tensor index, Tensor valid)");
+
   // gradient is that of the reduced loss with respect to pred; empty unless with_gradient.
   m.def(
       "balanced_l1_loss(Tensor pred, Tensor target, Tensor? weight, float alpha, float gamma, float beta, "

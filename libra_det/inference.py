@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from libra_det.models import DetectionModel
-from libra_det.models.postprocess import best_slots, suppress
+from libra_det.models.postprocess import non_maximum_suppression
 from libra_det.structures import Batch, Detections
 
 
@@ -56,7 +56,7 @@ def merged(first: Detections, second: Detections, iou_threshold: float) -> Detec
     """
     slots = first.scores.shape[1]
     boxes, scores, labels, valid = (torch.cat(pair, 1) for pair in zip(first, second, strict=True))  # [B, 2K]
-    index, valid = best_slots(scores, suppress(boxes, scores, labels, valid, iou_threshold), slots)
+    index, valid = non_maximum_suppression(boxes, scores, labels, valid, iou_threshold, slots)
     return Detections(
         torch.take_along_dim(boxes, index[..., None], 1).masked_fill(~valid[..., None], 0.0),
         torch.take_along_dim(scores, index, 1).masked_fill(~valid, 0.0),

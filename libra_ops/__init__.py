@@ -23,25 +23,30 @@ if TYPE_CHECKING:
     from libra_ops.balanced_l1_loss import balanced_l1_loss
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
+    from libra_ops.nms_padded import Survivors, nms_padded
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
 
 __all__ = [
     "Matches",
     "Samples",
+    "Survivors",
     "balanced_l1_loss",
     "box_iou",
     "build_info",
     "match_boxes",
+    "nms_padded",
     "sample_iou_balanced",
 ]
 
 _HOME = {  # public name: the module that defines it
     "Matches": "match_boxes",
     "Samples": "sample_iou_balanced",
+    "Survivors": "nms_padded",
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
     "build_info": "_extension",
     "match_boxes": "match_boxes",
+    "nms_padded": "nms_padded",
     "sample_iou_balanced": "sample_iou_balanced",
 }
 _MODULES = ("numpy", "reference")

@@ -160,3 +160,32 @@ def balanced_l1_loss(pred, target, weight=None, alpha=0.5, gamma=1.5, beta=1.0, 
     if weight is not None:
         loss = loss * weight
     return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
+
+
+def nms_padded(boxes, scores, groups=None, *, iou_threshold, max_output, score_threshold=None, valid=None):
+    """Greedy non-maximum suppression within groups, as torchvision's `nms` does it for each -> index, valid."""
+    boxes, scores = boxes.float(), scores.float()
+    part = boxes.isfinite().all(-1) & ~scores.isnan()  # [B, N]: what takes part
+    if score_threshold is not None:
+        part &= scores > score_threshold
+    if valid is not None:
+        part &= valid
+    groups = torch.zeros_like(part, dtype=torch.int64) if groups is None else groups
+    result = torch.zeros(2, len(boxes), min(max_output, boxes.shape[1]), dtype=torch.int64)
+    for image in range(len(boxes)):
+        order = scores[image].argsort(descending=True, stable=True)
+        order = order[part[image, order]]  # [M]
+        own, group = boxes[image, order], groups[image, order]
+        overlap = torch.minimum(own[:, None, 2:], own[:, 2:]) - torch.maximum(own[:, None, :2], own[:, :2])
+        intersection = overlap.clamp(min=0).prod(-1)  # [M, M]
+        area = (own[:, 2:] - own[:, :2]).prod(-1)
+        iou = intersection / (area[:, None] + area - intersection)
+        suppresses = (iou.double() > iou_threshold) & (group[:, None] == group)
+        kept = torch.ones_like(order, dtype=torch.bool)
+        for i in range(len(order)):
+            if kept[i]:
+                kept[i + 1 :] &= ~suppresses[i, i + 1 :]
+        best = order[kept][: result.shape[2]]
+        result[0, image, : len(best)] = best
+        result[1, image, : len(best)] = 1
+    return result[0], result[1].bool()

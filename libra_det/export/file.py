@@ -93,7 +93,7 @@ def _save_pt2(module: ExportableDetector, detector: Detector, file: Path, facts:
 
 
 def _save_onnx(module: ExportableDetector, detector: Detector, file: Path, facts: dict[str, str]) -> None:
-    from libra_det.export.onnx_suppress import suppress
+    from libra_det.export.onnx_nms import nms_padded
 
     with torch.no_grad():
         program = torch.onnx.export(
@@ -104,7 +104,7 @@ def _save_onnx(module: ExportableDetector, detector: Detector, file: Path, facts
             output_names=OUTPUTS,
             dynamic_shapes=dynamic_shapes(detector.config),
             opset_version=_OPSET,
-            custom_translation_table={torch.ops.libra_det.suppress.default: suppress},
+            custom_translation_table={torch.ops.libra_ops.nms_padded.default: nms_padded},
             verbose=False,
         )
     program.model.metadata_props.update(facts)

@@ -1,4 +1,4 @@
-"""Non-maximum suppression of padded batches, and the choice of the best survivors into a fixed number of slots."""
+"""Non-maximum suppression of padded batches into a fixed number of slots, and the last steps of every detector."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
+import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.box_coder import clip_boxes
 from libra_det.structures import Detections
 
-# Most boxes that go through NMS together: its work grows with their square, but on a GPU each call has its price.
-_TOGETHER_CPU = 1_000
-_TOGETHER_CUDA = 25_000
 
+def non_maximum_suppression(
+    boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, limit: int
+) -> tuple[Tensor, Tensor]:
+    """The best boxes of each image of which none overlaps a better one of its group: `libra_ops.nms_padded`.
 
-def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """Non-maximum suppression of all images at once.
-
-    What happens inside has shapes that depend on the data. To the outside it is one operation of fixed shapes,
-    `torch.ops.libra_det.suppress`, so that models can be traced; `torch.export` gets PyTorch's and torchvision's
-    operations instead, so that its files do without this package.
+    `torch.export` gets PyTorch's and torchvision's operations instead, so that its files do without this package.
 
     Args:
         boxes: [B, T, 4] float32 xyxy.
@@ -29,85 +26,38 @@ def suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_t
         groups: [B, T] int64, not negative; boxes of one image suppress each other only within a group, such as a class.
         valid: [B, T] bool; other slots neither suppress nor survive.
         iou_threshold: a box that overlaps a better one of its group by more than this goes.
+        limit: slots wanted, K = min(limit, T).
 
     Returns:
-        [B, T] bool: the slot survives.
+        index [B, K] int64 by falling score, and valid [B, K] bool: the slot holds a survivor.
     """
     if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
-        return _suppress_for_export(boxes, scores, groups, valid, iou_threshold)
-    return _suppress(boxes, scores, groups, valid, iou_threshold)
-
-
-@torch.library.custom_op("libra_det::suppress", mutates_args=())
-def _suppress(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    chosen = valid.flatten().nonzero().squeeze(1)  # [M] positions in B * T
-    group = _groups_of_batch(groups)[chosen]
-    survivors = _nms_in_groups(boxes.reshape(-1, 4)[chosen], scores.flatten()[chosen], group, iou_threshold)
-    kept = torch.zeros(valid.numel(), dtype=torch.bool, device=valid.device)
-    kept[chosen[survivors]] = True
-    return kept.view_as(valid)
-
-
-@_suppress.register_fake
-def _(boxes, scores, groups, valid, iou_threshold):
-    return torch.empty_like(valid)
+        kept = _suppress_for_export(boxes, scores, groups, valid, iou_threshold)
+        best = scores.masked_fill(~kept, -torch.inf).topk(torch.sym_min(limit, scores.shape[1]), dim=1)
+        return best.indices, best.values > -torch.inf
+    return libra_ops.nms_padded(boxes, scores, groups, iou_threshold=iou_threshold, max_output=limit, valid=valid)
 
 
 def _suppress_for_export(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float) -> Tensor:
-    """`suppress` without a choice of paths by the data: all groups together, each moved to a place of its own.
+    """Which slots survive [B, T], without a choice of paths by the data: all groups of all images go through
+    torchvision's `nms` together, each moved to a place of its own.
 
-    Two slots more, alone in their groups, always survive: torchvision tells the tracer that at least two boxes do.
+    The moves are whole pixels, and in float64 they leave a box its size to 1e-9 px, where in float32 a thousand groups
+    of large images would cost tenths of a pixel. Two slots more, alone in their groups, always survive: torchvision
+    tells the tracer that at least two boxes do.
     """
+    batch = groups.shape[0]
+    group = (groups * batch + torch.arange(batch, device=groups.device)[:, None]).flatten()  # of the batch, [B * T]
     chosen = F.pad(valid.flatten(), (0, 2), value=True).nonzero().squeeze(1)  # [M + 2] positions in B * T + 2
     corners = boxes.reshape(-1, 4).double().masked_fill(~valid.reshape(-1, 1), 0.0)
     room = 2 * corners.abs().amax().ceil() + 4
-    places = torch.cat((_groups_of_batch(groups) + 2, torch.arange(2, device=groups.device))) * room
+    places = torch.cat((group + 2, torch.arange(2, device=groups.device))) * room
     extra = torch.arange(4, device=boxes.device, dtype=torch.float64).expand(2, 4)  # any two boxes with an area
     moved = torch.cat((corners, extra)) + places[:, None]
     ranks = F.pad(scores.flatten().double(), (0, 2))
     survivors = chosen[nms(moved[chosen], ranks[chosen], iou_threshold)]
     kept = torch.zeros_like(ranks, dtype=torch.bool).index_fill(0, survivors, True)
     return kept[:-2].view(valid.shape)
-
-
-def _groups_of_batch(groups: Tensor) -> Tensor:
-    """Groups of each image [B, T] as groups of the whole batch [B * T]."""
-    batch = groups.shape[0]
-    return (groups * batch + torch.arange(batch, device=groups.device)[:, None]).flatten()
-
-
-def _nms_in_groups(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    """Positions [K] of the survivors among boxes [M, 4], which suppress each other only where `group` [M] is equal.
-
-    Few boxes go through NMS at once, each group moved to a place of its own; of many, each group by itself costs less.
-    Both decide alike, so that what else is in a batch does not matter: the moves are whole pixels, and in float64 they
-    leave a box its size to 1e-9 px, where in float32 a thousand groups of large images would cost tenths of a pixel.
-    """
-    if len(boxes) == 0:
-        return group
-    boxes, scores = boxes.double(), scores.double()
-    if len(boxes) <= (_TOGETHER_CUDA if boxes.is_cuda else _TOGETHER_CPU):
-        room = (boxes.max() - boxes.min()).ceil() + 1
-        return nms(boxes + (group * room)[:, None], scores, iou_threshold)
-    order = group.argsort()
-    sizes = group[order].unique_consecutive(return_counts=True)[1].tolist()
-    parts = order.split(sizes)
-    return torch.cat([part[nms(boxes[part], scores[part], iou_threshold)] for part in parts])
-
-
-def best_slots(scores: Tensor, keep: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Positions of the best kept slots of each image.
-
-    Args:
-        scores: [B, T] float32; keep: [B, T] bool.
-        limit: slots wanted, K = min(limit, T).
-
-    Returns:
-        index [B, K] int64 by falling score, and valid [B, K] bool: the slot was kept.
-    """
-    ranked = scores.masked_fill(~keep, -torch.inf)
-    best = ranked.topk(torch.sym_min(limit, scores.shape[1]), dim=1)
-    return best.indices, best.values > -torch.inf
 
 
 def boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
@@ -137,8 +87,7 @@ def finish(
     scale = (original_sizes / sizes).flip(-1).repeat(1, 2)[:, None]  # [B, 1, 4]
     boxes = clip_boxes(clip_boxes(boxes, sizes) * scale, original_sizes)
     valid = valid & (scores > config.score_threshold) & usable(boxes)
-    kept = suppress(boxes, scores, labels, valid, config.nms_iou)
-    index, valid = best_slots(scores, kept, config.detections_per_image)
+    index, valid = non_maximum_suppression(boxes, scores, labels, valid, config.nms_iou, config.detections_per_image)
     return Detections(
         boxes_at(boxes, index).masked_fill(~valid[..., None], 0.0),
         scores.gather(1, index).masked_fill(~valid, 0.0),

@@ -13,7 +13,7 @@ from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
 from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
 from libra_det.models.losses import binary_loss_sum, box_loss_sum
-from libra_det.models.postprocess import best_slots, boxes_at, suppress, usable
+from libra_det.models.postprocess import boxes_at, non_maximum_suppression, usable
 from libra_det.structures import Proposals, Targets
 
 STRIDES = (4, 8, 16, 32, 64)
@@ -72,8 +72,9 @@ class RPNHead(nn.Module):
         candidates = clip_boxes(torch.cat(boxes, 1), sizes)  # [B, T, 4]
         scores = torch.cat(logits, 1).sigmoid()
         valid = usable(candidates) & scores.isfinite()
-        kept = suppress(candidates, scores, torch.cat(levels, 1), valid, self.config.proposal_nms_iou)
-        index, valid = best_slots(scores, kept, limit)
+        index, valid = non_maximum_suppression(
+            candidates, scores, torch.cat(levels, 1), valid, self.config.proposal_nms_iou, limit
+        )
         mask = valid[..., None]
         return Proposals(
             boxes_at(candidates, index).masked_fill(~mask, 0.0),

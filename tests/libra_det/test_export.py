@@ -134,7 +134,7 @@ def check_metadata(stored, detector, source, nms) -> None:
 
 class Suppress(nn.Module):
     def forward(self, boxes, scores, groups, valid):
-        return postprocess.suppress(boxes, scores, groups, valid, 0.5)
+        return postprocess.non_maximum_suppression(boxes, scores, groups, valid, 0.5, 100)
 
 
 def candidates(share_valid: float) -> tuple[torch.Tensor, ...]:
@@ -156,9 +156,9 @@ def test_suppression_keeps_the_same_boxes_also_of_none_and_one(format, tmp_path)
     else:
         pytest.importorskip("onnxscript")
         onnxruntime = pytest.importorskip("onnxruntime")
-        from libra_det.export.onnx_suppress import suppress
+        from libra_det.export.onnx_nms import nms_padded
 
-        table = {torch.ops.libra_det.suppress.default: suppress}
+        table = {torch.ops.libra_ops.nms_padded.default: nms_padded}
         names = ("boxes", "scores", "groups", "valid")
         program = torch.onnx.export(
             Suppress(), inputs, dynamo=True, input_names=names, custom_translation_table=table, verbose=False
@@ -168,16 +168,19 @@ def test_suppression_keeps_the_same_boxes_also_of_none_and_one(format, tmp_path)
 
         def run(*values):
             named = {name: value.numpy() for name, value in zip(names, values, strict=True)}
-            return torch.from_numpy(session.run(None, named)[0])
+            return [torch.from_numpy(value) for value in session.run(None, named)]
 
     for share in (0.7, 0.1, 0.0, 1.0):
         values = candidates(share)
-        kept = postprocess.suppress(*values, 0.5)
-        assert torch.equal(run(*values), kept)
+        index, kept = Suppress()(*values)
+        found, found_valid = run(*values)
+        assert index.shape == (2, 100) and torch.equal(found_valid, kept)
+        assert torch.equal(found[kept], index[kept])
         assert share < 0.7 or 10 < kept.sum() < values[3].sum()
     boxes, scores, groups, valid = candidates(1.0)
     valid = torch.zeros_like(valid).index_fill(1, torch.tensor([5]), True)
-    assert torch.equal(run(boxes, scores, groups, valid), valid)
+    found, found_valid = run(boxes, scores, groups, valid)
+    assert found_valid.sum(1).tolist() == [1, 1] and found[:, 0].tolist() == [5, 5]
 
 
 def test_mistakes_are_explained_before_anything_is_written(tmp_path, monkeypatch):

@@ -5,17 +5,19 @@ from __future__ import annotations
 import torch
 from torchvision.ops import nms
 
-from libra_det.models.postprocess import best_slots, suppress, usable
+from libra_det.models.postprocess import non_maximum_suppression, usable
 
 
 def test_suppression_equals_the_reference(golden) -> None:
     case = golden("x_ops_losses")["nms"]
     boxes, scores = case["boxes"][None], case["scores"][None]
     valid = torch.ones_like(scores, dtype=torch.bool)
-    kept = suppress(boxes, scores, torch.zeros_like(case["idxs"])[None], valid, 0.5)
-    assert torch.equal(best_slots(scores, kept, len(case["thr05_keep"]))[0][0], case["thr05_keep"])
-    kept = suppress(boxes, scores, case["idxs"][None], valid, 0.7)
-    assert torch.equal(best_slots(scores, kept, len(case["batched07_keep"]))[0][0], case["batched07_keep"])
+    for groups, threshold, kept in (
+        (torch.zeros_like(case["idxs"]), 0.5, case["thr05_keep"]),
+        (case["idxs"], 0.7, case["batched07_keep"]),
+    ):
+        index, found = non_maximum_suppression(boxes, scores, groups[None], valid, threshold, len(scores[0]))
+        assert torch.equal(index[found], kept)
 
 
 def test_classwise_suppression_equals_the_reference(golden) -> None:
@@ -24,8 +26,8 @@ def test_classwise_suppression_equals_the_reference(golden) -> None:
     boxes = case["boxes"].reshape(1, -1, 4)  # [1, 200 * 5, 4]
     labels = torch.arange(scores.shape[1]).expand_as(scores).reshape(1, -1)
     scores = scores.reshape(1, -1)
-    kept = suppress(boxes, scores, labels, scores > case["score_thr"], case["iou"])
-    index, valid = best_slots(scores, kept, case["max"])
+    valid = scores > case["score_thr"]
+    index, valid = non_maximum_suppression(boxes, scores, labels, valid, case["iou"], case["max"])
     assert valid.all()
     torch.testing.assert_close(boxes[0, index[0]], case["dets"][:, :4])
     torch.testing.assert_close(scores[0, index[0]], case["dets"][:, 4])
@@ -36,18 +38,16 @@ def test_images_do_not_suppress_each_other_and_invalid_slots_do_nothing() -> Non
     boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 11], [50, 50, 60, 60]]).repeat(2, 1, 1)
     scores = torch.tensor([[0.9, 0.8, 0.1], [0.9, 0.8, 0.1]])
     valid = torch.tensor([[True, True, True], [False, True, True]])
-    kept = suppress(boxes, scores, torch.zeros(2, 3, dtype=torch.int64), valid, 0.5)
-    assert kept.tolist() == [[True, False, True], [False, True, True]]
-    index, found = best_slots(scores, kept, 10)
+    groups = torch.zeros(2, 3, dtype=torch.int64)
+    index, found = non_maximum_suppression(boxes, scores, groups, valid, 0.5, 10)
     assert index[0, :2].tolist() == [0, 2] and index[1, :2].tolist() == [1, 2]
     assert found.tolist() == [[True, True, False], [True, True, False]]
 
 
 def test_nothing_to_keep() -> None:
     boxes, scores = torch.zeros(2, 4, 4), torch.zeros(2, 4)
-    kept = suppress(boxes, scores, torch.zeros(2, 4, dtype=torch.int64), scores > 0, 0.5)
-    assert not kept.any()
-    index, valid = best_slots(scores, kept, 3)
+    groups = torch.zeros(2, 4, dtype=torch.int64)
+    index, valid = non_maximum_suppression(boxes, scores, groups, scores > 0, 0.5, 3)
     assert index.shape == (2, 3) and not valid.any()
 
 
@@ -67,13 +67,14 @@ def test_what_else_is_in_a_batch_does_not_matter() -> None:
     scores = torch.rand(batch, count, generator=generator)
     labels = torch.randint(classes - 4, classes, (batch, count // 6), generator=generator).repeat_interleave(6, 1)
     valid = torch.rand(batch, count, generator=generator) < 0.9
-    together = suppress(boxes, scores, labels, valid, 0.5)
+    together, found = non_maximum_suppression(boxes, scores, labels, valid, 0.5, count)
     for image in range(batch):
         one = slice(image, image + 1)
-        alone = suppress(boxes[one], scores[one], labels[one], valid[one], 0.5)[0]
+        alone, alone_found = non_maximum_suppression(boxes[one], scores[one], labels[one], valid[one], 0.5, count)
         wanted = torch.zeros(count, dtype=torch.bool)
         for label in range(classes):
             index = (valid[image] & (labels[image] == label)).nonzero().squeeze(1)
             wanted[index[nms(boxes[image, index].double(), scores[image, index].double(), 0.5)]] = True
-        assert torch.equal(alone, wanted) and torch.equal(together[image], wanted)
-    assert 0 < int(together.sum()) < int(valid.sum())
+        assert torch.equal(alone[0], together[image]) and torch.equal(alone_found[0], found[image])
+        assert torch.equal(together[image, found[image]].sort().values, wanted.nonzero().squeeze(1))
+    assert 0 < int(found.sum()) < int(valid.sum())

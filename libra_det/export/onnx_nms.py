@@ -1,4 +1,4 @@
-"""`postprocess.suppress` in ONNX's operations."""
+"""`libra_ops.nms_padded`, as `postprocess` calls it, in ONNX's operations."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ _NO_SCORE = -1.0  # below every score, which are in 0..1
 _UNLIMITED = np.iinfo(np.int64).max
 
 
-def suppress(boxes, scores, groups, valid, iou_threshold: float):
-    """Arguments and result as `postprocess.suppress` has them.
+def nms_padded(boxes, scores, groups, iou_threshold: float, max_output: int, score_threshold, valid):
+    """Arguments and results of the operator, with `groups` and `valid` given and `score_threshold` None.
 
     The valid slots of all images are one list of M boxes, and each group of each image one "class" of ONNX's
     NonMaxSuppression, in which the others' boxes have no score. It compares in float32.
@@ -38,7 +38,11 @@ def suppress(boxes, scores, groups, valid, iou_threshold: float):
     slots = op.Shape(op.Reshape(valid, [-1]))
     none = op.ConstantOfShape(slots, value=numpy_helper.from_array(np.array([False])))
     yes = op.ConstantOfShape(op.Shape(survivors), value=numpy_helper.from_array(np.array([True])))
-    return op.Reshape(op.ScatterElements(none, survivors, yes, axis=0), op.Shape(valid))
+    kept = op.Reshape(op.ScatterElements(none, survivors, yes, axis=0), op.Shape(valid))  # [B, N]
+    ranked = op.Where(kept, scores, _array(_NO_SCORE, np.float32))
+    wanted = op.Min(_array([max_output], np.int64), op.Slice(op.Shape(valid), [1], [2]))  # [1]: K
+    best, index = op.TopK(ranked, wanted, axis=1)  # [B, K] each; of equal scores the lower index first
+    return index, op.Greater(best, _array(_NO_SCORE / 2, np.float32))
 
 
 def _array(values: object, dtype: type):
