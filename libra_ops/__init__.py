@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from libra_ops._extension import build_info
     from libra_ops.balanced_l1_loss import balanced_l1_loss
+    from libra_ops.box_coding import decode_boxes, encode_boxes
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
+    from libra_ops.topk_per_level import topk_per_level
 
 __all__ = [
     "Matches",
@@ -31,8 +33,11 @@ __all__ = [
     "balanced_l1_loss",
     "box_iou",
     "build_info",
+    "decode_boxes",
+    "encode_boxes",
     "match_boxes",
     "sample_iou_balanced",
+    "topk_per_level",
 ]
 
 _HOME = {  # public name: the module that defines it
@@ -41,8 +46,11 @@ _HOME = {  # public name: the module that defines it
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
     "build_info": "_extension",
+    "decode_boxes": "box_coding",
+    "encode_boxes": "box_coding",
     "match_boxes": "match_boxes",
     "sample_iou_balanced": "sample_iou_balanced",
+    "topk_per_level": "topk_per_level",
 }
 _MODULES = ("numpy", "reference")
 
