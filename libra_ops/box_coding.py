@@ -87,8 +87,8 @@ def decode_boxes(
             image. Floating.
         index: [B, S] int64 ([S] of one image), 0..N-1: the rows that are wanted; none: all, and S is N.
         delta_stds: 4 positive numbers that (dx, dy, dw, dh) are multiplied with; none: ones.
-        sizes: [B, 2] ([2] of one image) floating or integer, height and width in pixels that the boxes are clipped to; none: they
-            are not. A constant.
+        sizes: [B, 2] ([2] of one image) floating or integer, height and width in pixels that the boxes are clipped to;
+            none: they are not. A constant.
 
     Returns:
         [B, S, 4], [B, S, C, 4] or [S, 4], xyxy; float64 if references or deltas are float64, else float32. A NaN stays

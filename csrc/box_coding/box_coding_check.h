@@ -34,6 +34,10 @@ Four<T> make_stds(const std::vector<double>& stds) {
   return {static_cast<T>(stds[0]), static_cast<T>(stds[1]), static_cast<T>(stds[2]), static_cast<T>(stds[3])};
 }
 
+inline void check_elements(int64_t elements) {
+  STD_TORCH_CHECK(elements <= kMaxElements, "index: expected at most 2^31 boxes in an image, got ", elements);
+}
+
 inline void check_stds(const std::vector<double>& stds) {
   STD_TORCH_CHECK(stds.size() == 4, "delta_stds: expected 4 numbers, got ", stds.size());
 }
@@ -60,6 +64,7 @@ struct EncodeArguments {
     const int64_t target_slots = target_index ? target_index->size(1) : targets.size(1);
     STD_TORCH_CHECK(target_slots == a.slots, "targets: expected ", a.slots, " slots like references, got ",
                     target_slots);
+    check_elements(a.slots);
     return a;
   }
 
@@ -102,6 +107,7 @@ struct DecodeArguments {
                       std::nullopt,
                       stds,
                       index ? index->size(1) : deltas.size(1)};
+    check_elements(a.slots * deltas.size(2));
     if (sizes) {
       check_dtype(*sizes, deltas.scalar_type(), "sizes");
       check_same_device(*sizes, deltas, "sizes");

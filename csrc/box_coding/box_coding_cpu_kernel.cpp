@@ -24,14 +24,6 @@ struct Block {
 };
 
 template <class T>
-struct BlockLimits {
-  T low[kBlock], width[kBlock], height[kBlock];
-
-  void set(int i, const Limits<T>& limits) { low[i] = limits.low, width[i] = limits.width, height[i] = limits.height; }
-  Limits<T> operator[](int i) const { return {low[i], width[i], height[i]}; }
-};
-
-template <class T>
 constexpr Four<T> not_a_box() {
   constexpr T nan = std::numeric_limits<T>::quiet_NaN();
   return {nan, nan, nan, nan};
@@ -50,46 +42,49 @@ LIBRA_VECTOR_CLONES void encode_block(const Block<T>& references, const Block<T>
 
 template <class T>
 LIBRA_VECTOR_CLONES void decode_block(const Block<T>& references, const Block<T>& deltas, const Four<T>& stds,
-                                      const BlockLimits<T>& limits, Block<T>& __restrict__ results) {
+                                      const Limits<T>& limits_in, Block<T>& __restrict__ results) {
   const Four<T> s = stds;
+  const Limits<T> limits = limits_in;
   for (int i = 0; i < kBlock; ++i) {
-    const Four<T> box = decode_box(references[i], deltas[i], s, limits[i]);
+    const Four<T> box = decode_box(references[i], deltas[i], s, limits);
     results.a[i] = box.a, results.b[i] = box.b, results.c[i] = box.c, results.d[i] = box.d;
   }
 }
 
 template <class T>
 LIBRA_VECTOR_CLONES void decode_block_backward(const Block<T>& gradients, const Block<T>& references,
-                                               const Block<T>& deltas, const Four<T>& stds,
-                                               const BlockLimits<T>& limits, Block<T>& __restrict__ results) {
+                                               const Block<T>& deltas, const Four<T>& stds, const Limits<T>& limits_in,
+                                               Block<T>& __restrict__ results) {
   const Four<T> s = stds;
+  const Limits<T> limits = limits_in;
   for (int i = 0; i < kBlock; ++i) {
-    const Four<T> gradient = decode_box_backward(gradients[i], references[i], deltas[i], s, limits[i]);
+    const Four<T> gradient = decode_box_backward(gradients[i], references[i], deltas[i], s, limits);
     results.a[i] = gradient.a, results.b[i] = gradient.b, results.c[i] = gradient.c, results.d[i] = gradient.d;
   }
 }
 
-// f(first, count) for the blocks of [0, elements).
+// f(image, first, count) for the blocks of elements [0, elements) of every image.
 template <class F>
-void for_blocks(int64_t elements, ParallelFor threads, const F& f) {
-  parallel_for(threads, (elements + kBlock - 1) / kBlock, kThreadWork, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      f(block * kBlock, static_cast<int>(std::min<int64_t>(kBlock, elements - block * kBlock)));
+void for_blocks(int64_t images, int64_t elements, ParallelFor threads, const F& f) {
+  const int64_t blocks = (elements + kBlock - 1) / kBlock;
+  parallel_for(threads, images * blocks, kThreadWork, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * kBlock;
+      f(i / blocks, first, static_cast<int>(std::min<int64_t>(kBlock, elements - first)));
     }
   });
 }
 
 // The rows of a block's elements. False where an index is out of range.
 template <class T>
-bool gather(const DecodeTensors<T>& tensors, int64_t first, int count, Block<T>& references, Block<T>& deltas,
-            BlockLimits<T>& limits) {
+bool gather(const DecodeTensors<T>& tensors, int64_t image, int64_t first, int count, Block<T>& references,
+            Block<T>& deltas) {
   bool fits = true;
-  int64_t reference, delta, image;
   for (int i = 0; i < count; ++i) {
-    const bool found = tensors.find(first + i, reference, delta, image);
+    int64_t reference, delta;
+    const bool found = tensors.find(image, static_cast<uint32_t>(first + i), reference, delta);
     references.set(i, found ? tensors.references[reference] : not_a_box<T>());
     deltas.set(i, found ? tensors.deltas[delta] : not_a_box<T>());
-    limits.set(i, tensors.limits(image));
     fits = fits && found;
   }
   return fits;
@@ -100,17 +95,18 @@ bool gather(const DecodeTensors<T>& tensors, int64_t first, int count, Block<T>&
 template <class T>
 bool encode_boxes(const EncodeTensors<T>& tensors, ParallelFor threads) {
   std::atomic<bool> fits{true};
-  for_blocks(tensors.elements(), threads, [&](int64_t first, int count) {
+  for_blocks(tensors.images, tensors.elements(), threads, [&](int64_t image, int64_t first, int count) {
     Block<T> references{}, targets{}, results;
     for (int i = 0; i < count; ++i) {
       int64_t reference, target;
-      const bool found = tensors.find(first + i, reference, target);
+      const bool found = tensors.find(image, static_cast<uint32_t>(first + i), reference, target);
       references.set(i, found ? tensors.references[reference] : not_a_box<T>());
       targets.set(i, found ? tensors.targets[target] : not_a_box<T>());
       if (!found) fits = false;
     }
     encode_block(references, targets, tensors.stds, results);
-    for (int i = 0; i < count; ++i) tensors.deltas[first + i] = results[i];
+    Four<T>* deltas = tensors.deltas + image * tensors.elements() + first;
+    for (int i = 0; i < count; ++i) deltas[i] = results[i];
   });
   return fits;
 }
@@ -118,25 +114,25 @@ bool encode_boxes(const EncodeTensors<T>& tensors, ParallelFor threads) {
 template <class T>
 bool decode_boxes(const DecodeTensors<T>& tensors, ParallelFor threads) {
   std::atomic<bool> fits{true};
-  for_blocks(tensors.elements(), threads, [&](int64_t first, int count) {
+  for_blocks(tensors.images, tensors.elements(), threads, [&](int64_t image, int64_t first, int count) {
     Block<T> references{}, deltas{}, results;
-    BlockLimits<T> limits{};
-    if (!gather(tensors, first, count, references, deltas, limits)) fits = false;
-    decode_block(references, deltas, tensors.stds, limits, results);
-    for (int i = 0; i < count; ++i) tensors.boxes[first + i] = results[i];
+    if (!gather(tensors, image, first, count, references, deltas)) fits = false;
+    decode_block(references, deltas, tensors.stds, tensors.limits(image), results);
+    Four<T>* boxes = tensors.boxes + image * tensors.elements() + first;
+    for (int i = 0; i < count; ++i) boxes[i] = results[i];
   });
   return fits;
 }
 
 template <class T>
 void decode_boxes_backward(const Four<T>* gradient, const DecodeTensors<T>& tensors, ParallelFor threads) {
-  for_blocks(tensors.elements(), threads, [&](int64_t first, int count) {
+  for_blocks(tensors.images, tensors.elements(), threads, [&](int64_t image, int64_t first, int count) {
     Block<T> gradients{}, references{}, deltas{}, results;
-    BlockLimits<T> limits{};
-    gather(tensors, first, count, references, deltas, limits);
-    for (int i = 0; i < count; ++i) gradients.set(i, gradient[first + i]);
-    decode_block_backward(gradients, references, deltas, tensors.stds, limits, results);
-    for (int i = 0; i < count; ++i) tensors.boxes[first + i] = results[i];
+    gather(tensors, image, first, count, references, deltas);
+    const int64_t offset = image * tensors.elements() + first;
+    for (int i = 0; i < count; ++i) gradients.set(i, gradient[offset + i]);
+    decode_block_backward(gradients, references, deltas, tensors.stds, tensors.limits(image), results);
+    for (int i = 0; i < count; ++i) tensors.boxes[offset + i] = results[i];
   });
 }
 

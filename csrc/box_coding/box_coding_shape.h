@@ -6,6 +6,8 @@
 
 namespace libra {
 
+constexpr int64_t kMaxElements = int64_t(1) << 31;  // of the result, in an image
+
 template <class T>
 struct EncodeTensors {
   const Four<T>* references;           // [B, N], or [N] of all images
@@ -18,12 +20,13 @@ struct EncodeTensors {
   bool shared;                         // `references` are those of all images
   Four<T> stds;
 
-  LIBRA_HOST_DEVICE int64_t elements() const { return images * slots; }
+  LIBRA_HOST_DEVICE int64_t elements() const { return slots; }  // of an image
 
-  // The rows that element `e` is made of, from the beginning of their tensors; false where an index is out of range.
-  LIBRA_HOST_DEVICE bool find(int64_t e, int64_t& reference, int64_t& target) const {
-    const int64_t image = e / slots, slot = e % slots;
-    const int64_t row = index ? index[e] : slot, target_row = target_index ? target_index[e] : slot;
+  // The rows that an element of an image is made of, from the beginning of their tensors; false where an index is out
+  // of range.
+  LIBRA_HOST_DEVICE bool find(int64_t image, uint32_t slot, int64_t& reference, int64_t& target) const {
+    const int64_t row = index ? index[image * slots + slot] : slot;
+    const int64_t target_row = target_index ? target_index[image * slots + slot] : slot;
     if (row < 0 || row >= rows || target_row < 0 || target_row >= targets_rows) return false;
     reference = shared ? row : image * rows + row;
     target = image * targets_rows + target_row;
@@ -43,16 +46,16 @@ struct DecodeTensors {
   bool shared;                // `references` are those of all images
   Four<T> stds;
 
-  LIBRA_HOST_DEVICE int64_t elements() const { return images * slots * classes; }
+  LIBRA_HOST_DEVICE int64_t elements() const { return slots * classes; }  // of an image
 
-  // The rows that element `e` is made of, from the beginning of their tensors; false where an index is out of range.
-  LIBRA_HOST_DEVICE bool find(int64_t e, int64_t& reference, int64_t& delta, int64_t& image) const {
-    const int64_t line = e / classes;
-    image = line / slots;
-    const int64_t row = index ? index[line] : line % slots;
+  // The rows that an element of an image is made of, from the beginning of their tensors; false where an index is out
+  // of range.
+  LIBRA_HOST_DEVICE bool find(int64_t image, uint32_t element, int64_t& reference, int64_t& delta) const {
+    const uint32_t slot = classes == 1 ? element : element / static_cast<uint32_t>(classes);
+    const int64_t row = index ? index[image * slots + slot] : slot;
     if (row < 0 || row >= rows) return false;
     reference = shared ? row : image * rows + row;
-    delta = (image * rows + row) * classes + e % classes;
+    delta = (image * rows + row) * classes + (element - slot * static_cast<uint32_t>(classes));
     return true;
   }
 

@@ -14,7 +14,7 @@ std::tuple<Tensor, Tensor> topk_per_level_cpu(Tensor scores, std::vector<int64_t
   int64_t* to = write<int64_t>(index);
   with_format(scores.scalar_type(), [&, &values = values](auto format) {
     using F = decltype(format);
-    topk_per_level<F>(read<typename F::Bits>(a.scores), a.images, a.levels, a.lowest<F>(), minus_infinity<F>(),
+    topk_per_level<F>(read<typename F::Bits>(a.scores), a.images, a.levels, a.lowest<F>(), kMinusInfinity<F>,
                       write<typename F::Bits>(values), to, torch_threads);
   });
   return {values, index};

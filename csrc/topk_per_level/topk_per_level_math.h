@@ -40,9 +40,7 @@ LIBRA_HOST_DEVICE uint32_t key_of(typename F::Bits score) {
 }
 
 template <class F>
-constexpr typename F::Bits minus_infinity() {
-  return static_cast<typename F::Bits>((F::kInfinity | kSign) >> F::kShift);
-}
+constexpr typename F::Bits kMinusInfinity = static_cast<typename F::Bits>((F::kInfinity | kSign) >> F::kShift);
 
 LIBRA_HOST_DEVICE uint64_t candidate_of(uint32_t key, uint32_t position) { return uint64_t(~key) << 32 | position; }
 LIBRA_HOST_DEVICE uint32_t key_in(uint64_t candidate) { return ~static_cast<uint32_t>(candidate >> 32); }
