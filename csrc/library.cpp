@@ -26,6 +26,17 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "nms_padded(Tensor boxes, Tensor scores, Tensor? groups, float iou_threshold, int max_output, "
       "float? score_threshold, Tensor? valid) -> (Tensor index, Tensor valid)");
 
+  // delta_stds: 4 numbers.
+  m.def(
+      "encode_boxes(Tensor references, Tensor targets, Tensor? index, Tensor? target_index, float[] delta_stds) -> "
+      "Tensor");
+  m.def("decode_boxes(Tensor references, Tensor deltas, Tensor? index, float[] delta_stds, Tensor? sizes) -> Tensor");
+  m.def(
+      "decode_boxes_backward(Tensor grad, Tensor references, Tensor deltas, float[] delta_stds, Tensor? sizes) -> "
+      "Tensor");
+
+  m.def("topk_per_level(Tensor scores, int[] level_sizes, int k, float? threshold) -> (Tensor values, Tensor index)");
+
   // gradient is that of the reduced loss with respect to pred; empty unless with_gradient.
   m.def(
       "balanced_l1_loss(Tensor pred, Tensor target, Tensor? weight, float alpha, float gamma, float beta, "

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from libra_ops._extension import build_info
     from libra_ops.balanced_l1_loss import balanced_l1_loss
+    from libra_ops.box_coding import decode_boxes, encode_boxes
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.nms_padded import Survivors, nms_padded
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
+    from libra_ops.topk_per_level import topk_per_level
 
 __all__ = [
     "Matches",
@@ -33,9 +35,12 @@ __all__ = [
     "balanced_l1_loss",
     "box_iou",
     "build_info",
+    "decode_boxes",
+    "encode_boxes",
     "match_boxes",
     "nms_padded",
     "sample_iou_balanced",
+    "topk_per_level",
 ]
 
 _HOME = {  # public name: the module that defines it
@@ -45,9 +50,12 @@ _HOME = {  # public name: the module that defines it
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
     "build_info": "_extension",
+    "decode_boxes": "box_coding",
+    "encode_boxes": "box_coding",
     "match_boxes": "match_boxes",
     "nms_padded": "nms_padded",
     "sample_iou_balanced": "sample_iou_balanced",
+    "topk_per_level": "topk_per_level",
 }
 _MODULES = ("numpy", "reference")
 

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-_EPS = 1e-6  # smallest union, as in the published implementation (px^2)
+_EPS = 1e-6  # smallest union (px^2), and smallest side (px), as in the published implementation
+MAX_LOG_SCALE = math.log(1000 / 16)  # a side grows at most by this factor
 
 
 def area(boxes: Tensor) -> Tensor:
@@ -140,6 +141,55 @@ def sample_iou_balanced(index, iou, state, seed, num_samples, max_positives, num
         result[1, image, : len(samples)] = 1
         result[2, image, : len(chosen)] = 1
     return result[0], result[1].bool(), result[2].bool()
+
+
+def topk_per_level(scores: Tensor, level_sizes, k: int, threshold: float | None = None) -> tuple[Tensor, Tensor]:
+    """[B, N] -> values, index [B, T]: of each level the k best, by falling score, then by rising index; NaN last."""
+    values, index, first = [], [], 0
+    for level in scores.split(list(level_sizes), dim=1):
+        rest = level.isnan() if threshold is None else ~(level.double() > threshold)  # NaN is not above it either
+        order = level.masked_fill(rest, -torch.inf).argsort(dim=1, descending=True, stable=True)
+        order = order.gather(1, rest.gather(1, order).byte().argsort(dim=1, stable=True))[:, :k]
+        found = level.gather(1, order)
+        if threshold is not None:
+            empty = rest.gather(1, order)
+            found, order = found.masked_fill(empty, -torch.inf), order.masked_fill(empty, 0)
+        values.append(found)
+        index.append(order + first)
+        first += level.shape[1]
+    return torch.cat(values, 1), torch.cat(index, 1)
+
+
+def encode_boxes(references, targets, index=None, target_index=None, delta_stds=(1.0, 1.0, 1.0, 1.0)) -> Tensor:
+    """R-CNN (Girshick et al. 2014), appendix C, eq. 6-9: [N, 4] or [B, N, 4] and [B, G, 4] -> deltas [B, S, 4]."""
+    references = references.expand(len(targets), -1, -1)
+    if index is not None:
+        references = torch.take_along_dim(references, index[..., None], 1)
+    if target_index is not None:
+        targets = torch.take_along_dim(targets, target_index[..., None], 1)
+    reference_size = (references[..., 2:] - references[..., :2]).clamp(min=_EPS)
+    target_size = (targets[..., 2:] - targets[..., :2]).clamp(min=_EPS)
+    shift = ((targets[..., :2] + targets[..., 2:]) - (references[..., :2] + references[..., 2:])) / 2 / reference_size
+    return torch.cat((shift, (target_size / reference_size).log()), -1) / targets.new_tensor(delta_stds)
+
+
+def decode_boxes(references, deltas, index=None, delta_stds=(1.0, 1.0, 1.0, 1.0), sizes=None) -> Tensor:
+    """The same, eq. 1-4: [N, 4] or [B, N, 4] and [B, N, 4] or [B, N, C, 4] -> boxes [B, S, 4] or [B, S, C, 4]."""
+    references = references.expand(len(deltas), -1, -1)
+    if index is not None:
+        references = torch.take_along_dim(references, index[..., None], 1)
+        deltas = torch.take_along_dim(deltas, index.unflatten(1, (-1, *[1] * (deltas.dim() - 2))), 1)
+    if deltas.dim() == 4:
+        references = references[:, :, None]
+    deltas = deltas * torch.tensor(delta_stds, dtype=deltas.dtype, device=deltas.device)
+    size = references[..., 2:] - references[..., :2]
+    centre = (references[..., :2] + references[..., 2:]) / 2 + deltas[..., :2] * size
+    half = size * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
+    boxes = torch.cat((centre - half, centre + half), -1)
+    if sizes is None:
+        return boxes
+    limits = sizes.flip(-1).repeat(1, 2).reshape(len(sizes), *[1] * (boxes.dim() - 2), 4)  # width, height, twice
+    return torch.minimum(boxes.clamp(min=0), limits.to(boxes))
 
 
 def balanced_l1_loss(pred, target, weight=None, alpha=0.5, gamma=1.5, beta=1.0, formula="paper", reduction="none"):

@@ -9,7 +9,6 @@ from torchvision.ops import nms
 
 import libra_ops
 from libra_det.config import ModelConfig
-from libra_det.models.box_coder import clip_boxes
 from libra_det.structures import Detections
 
 
@@ -100,3 +99,9 @@ def usable(boxes: Tensor) -> Tensor:
     """Boxes [..., 4] that can stand as a result -> [...] bool: finite, and with an area."""
     sizes = boxes[..., 2:] - boxes[..., :2]
     return boxes.isfinite().all(-1) & (sizes > 0).all(-1)
+
+
+def clip_boxes(boxes: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes [B, T, 4] clipped to images of `sizes` [B, 2] (height, width) in pixels."""
+    limits = sizes.flip(-1).repeat(1, 2)[:, None]  # [B, 1, 4]: width, height, width, height
+    return torch.minimum(boxes.clamp(min=0), limits)

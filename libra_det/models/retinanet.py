@@ -15,11 +15,11 @@ from torch import Tensor, nn
 import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
-from libra_det.models.box_coder import decode_boxes, encode_boxes
+from libra_det.models.candidates import best_per_level, decode_boxes
 from libra_det.models.detection_model import DetectionModel, at_least_one_slot
 from libra_det.models.layers import named_conv
 from libra_det.models.losses import box_loss_sum, focal_loss_sum
-from libra_det.models.postprocess import boxes_at, finish
+from libra_det.models.postprocess import finish
 from libra_det.structures import Detections, Proposals, Targets
 
 STRIDES = (8, 16, 32, 64, 128)
@@ -86,8 +86,7 @@ class RetinaHead(nn.Module):
             positive = matches.state == 1  # [B, N]
             labels = torch.take_along_dim(targets.labels, matches.index, 1)
             labels = torch.where(positive, labels, self.num_classes)
-            target_boxes = torch.take_along_dim(targets.boxes, matches.index[..., None], 1)  # [B, N, 4]
-            wanted = encode_boxes(predictions.anchors, target_boxes)
+            wanted = libra_ops.encode_boxes(predictions.anchors, targets.boxes, target_index=matches.index)  # [B, N, 4]
             count = positive.sum(1).clamp(min=1).sum() + torch.finfo(torch.float32).eps
         class_loss = focal_loss_sum(
             predictions.logits, labels, matches.state >= 0, config.focal_alpha, config.focal_gamma
@@ -108,24 +107,16 @@ class RetinaHead(nn.Module):
         Args:
             sizes, original_sizes: [B, 2] float32 (height, width) of the images, resized and as stored.
         """
-        boxes, logits, labels = [], [], []
-        levelwise = zip(
-            predictions.logits.split(predictions.level_sizes, dim=1),
-            predictions.deltas.split(predictions.level_sizes, dim=1),
-            predictions.anchors.split(predictions.level_sizes),
-            strict=True,
+        classes = self.num_classes
+        logits, place = best_per_level(  # [B, T], of every anchor's every class
+            predictions.logits.flatten(1),  # [B, N, C] -> [B, N * C]
+            [size * classes for size in predictions.level_sizes],
+            self.config.retina_candidates_per_level,
+            score_threshold=self.config.score_threshold,
         )
-        for level_logits, level_deltas, level_anchors in levelwise:
-            flat = level_logits.flatten(1)  # [B, N_l, C] -> [B, N_l * C]
-            best = flat.topk(torch.sym_min(self.config.retina_candidates_per_level, flat.shape[1]), dim=1)
-            anchor = best.indices // self.num_classes  # [B, k]
-            deltas = boxes_at(level_deltas, anchor)
-            boxes.append(decode_boxes(level_anchors[anchor], deltas))
-            logits.append(best.values)
-            labels.append(best.indices % self.num_classes)
-        scores = torch.cat(logits, 1).sigmoid()  # [B, T]
-        valid = scores.isfinite()
-        return finish(torch.cat(boxes, 1), scores, torch.cat(labels, 1), valid, sizes, original_sizes, self.config)
+        boxes = decode_boxes(predictions.anchors, predictions.deltas, index=place // classes)  # [B, T, 4]
+        scores = logits.sigmoid()
+        return finish(boxes, scores, place % classes, scores.isfinite(), sizes, original_sizes, self.config)
 
 
 class RetinaNet(DetectionModel):

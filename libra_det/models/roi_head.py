@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import libra_ops
 from libra_det.config import ModelConfig
-from libra_det.models.box_coder import decode_boxes, encode_boxes
+from libra_det.models.candidates import decode_boxes
 from libra_det.models.losses import box_loss_sum, class_loss_sum
 from libra_det.models.postprocess import finish, usable
 from libra_det.models.roi_align import multiscale_roi_align
@@ -63,7 +63,6 @@ class RoIHead(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.bbox_head = BoxHead(config, num_classes)
-        self.register_buffer("delta_stds", torch.tensor(config.roi_delta_stds), persistent=False)
 
     def pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
         """Pyramid maps [B, C, H_l, W_l] and boxes [B, S, 4] -> [B * S, C, roi_size, roi_size]."""
@@ -134,8 +133,12 @@ class RoIHead(nn.Module):
             # Positives fill the first slots, so the boxes' part needs no others.
             num_positives = int(config.roi_samples * config.roi_positive_fraction + 1e-6)
             positive = samples.positive[:, :num_positives]
-            target_boxes = torch.take_along_dim(targets.boxes, target_index[:, :num_positives, None], 1)
-            wanted = encode_boxes(boxes[:, :num_positives], target_boxes, self.delta_stds)  # [B, positives, 4]
+            wanted = libra_ops.encode_boxes(  # [B, positives, 4]
+                boxes[:, :num_positives],
+                targets.boxes,
+                target_index=target_index[:, :num_positives],
+                delta_stds=config.roi_delta_stds,
+            )
             count = samples.valid.sum().clamp(min=1)
         hidden = self.bbox_head(self.pool(features, boxes)).unflatten(0, labels.shape)  # [B, S, hidden]
         class_loss = class_loss_sum(self.bbox_head.classes(hidden), labels, samples.valid)
@@ -161,7 +164,8 @@ class RoIHead(nn.Module):
         slots = proposals.valid.shape
         hidden = self.bbox_head(self.pool(features, proposals.boxes)).unflatten(0, slots)
         scores = self.bbox_head.classes(hidden).softmax(-1)[..., :num_classes]  # [B, P, C]
-        boxes = decode_boxes(proposals.boxes[:, :, None], self.bbox_head.deltas(hidden), self.delta_stds)
+        deltas = self.bbox_head.deltas(hidden)  # [B, P, C or 1, 4]
+        boxes = decode_boxes(proposals.boxes, deltas, delta_stds=self.config.roi_delta_stds)
         # every pair of a proposal and a class is a candidate: [B, P, C] -> [B, P * C]
         boxes = boxes.expand(*slots, num_classes, 4).flatten(1, 2)
         labels = torch.arange(num_classes, device=scores.device).expand(scores.shape).flatten(1)

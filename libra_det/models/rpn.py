@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
-from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
+from libra_det.models.candidates import best_per_level, decode_boxes, levels_of_slots
 from libra_det.models.losses import binary_loss_sum, box_loss_sum
 from libra_det.models.postprocess import boxes_at, non_maximum_suppression, usable
 from libra_det.structures import Proposals, Targets
@@ -56,25 +56,13 @@ class RPNHead(nn.Module):
         Args:
             sizes: [B, 2] float32 (height, width) of the images without padding.
         """
-        boxes, logits, levels = [], [], []
-        levelwise = zip(
-            predictions.logits.split(predictions.level_sizes, dim=1),
-            predictions.deltas.split(predictions.level_sizes, dim=1),
-            predictions.anchors.split(predictions.level_sizes),
-            strict=True,
-        )
-        for level, (level_logits, level_deltas, level_anchors) in enumerate(levelwise):
-            best = level_logits.topk(torch.sym_min(per_level, level_logits.shape[1]), dim=1)  # [B, k]
-            deltas = boxes_at(level_deltas, best.indices)
-            boxes.append(decode_boxes(level_anchors[best.indices], deltas))
-            logits.append(best.values)
-            levels.append(torch.full_like(best.indices, level))
-        candidates = clip_boxes(torch.cat(boxes, 1), sizes)  # [B, T, 4]
-        scores = torch.cat(logits, 1).sigmoid()
+        sizes_of_levels = predictions.level_sizes
+        logits, index = best_per_level(predictions.logits, sizes_of_levels, per_level)  # [B, T]
+        candidates = decode_boxes(predictions.anchors, predictions.deltas, index=index, sizes=sizes)  # [B, T, 4]
+        levels = levels_of_slots(index, sizes_of_levels, per_level)
+        scores = logits.sigmoid()
         valid = usable(candidates) & scores.isfinite()
-        index, valid = non_maximum_suppression(
-            candidates, scores, torch.cat(levels, 1), valid, self.config.proposal_nms_iou, limit
-        )
+        index, valid = non_maximum_suppression(candidates, scores, levels, valid, self.config.proposal_nms_iou, limit)
         mask = valid[..., None]
         return Proposals(
             boxes_at(candidates, index).masked_fill(~mask, 0.0),
@@ -113,8 +101,9 @@ class RPNHead(nn.Module):
             num_positives = int(config.rpn_samples * config.rpn_positive_fraction + 1e-6)
             chosen = samples.index[:, :num_positives]  # [B, P]
             target_index = torch.take_along_dim(matches.index, chosen, 1)
-            target_boxes = torch.take_along_dim(targets.boxes, target_index[..., None], 1)  # [B, P, 4]
-            wanted = encode_boxes(predictions.anchors[chosen], target_boxes)
+            wanted = libra_ops.encode_boxes(  # [B, P, 4]
+                predictions.anchors, targets.boxes, index=chosen, target_index=target_index
+            )
             count = samples.valid.sum().clamp(min=1)
         logits = torch.take_along_dim(predictions.logits, samples.index, 1)  # [B, S]
         deltas = torch.take_along_dim(predictions.deltas, chosen[..., None], 1)  # [B, P, 4]

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import libra_ops
 from libra_det.models import RetinaNet, build_model
 from libra_det.models.anchors import AnchorPredictions
-from libra_det.models.box_coder import encode_boxes
 from libra_det.models.retinanet import STRIDES, RetinaHead
 from libra_det.structures import Batch, Targets
 from libra_ops import box_iou
@@ -68,7 +67,7 @@ def _perfect(head: RetinaHead, targets: Targets, classes: int = 3) -> AnchorPred
     state = head.match(predictions, _sizes((96, 128)), targets).state[0]
     logits = torch.full((len(state), classes), -20.0)
     logits[state == 1, targets.labels[0, 0]] = 20.0
-    deltas = encode_boxes(predictions.anchors, targets.boxes[0, :1])
+    deltas = libra_ops.encode_boxes(predictions.anchors, targets.boxes[0, :1].expand_as(predictions.anchors))
     return predictions._replace(logits=logits[None], deltas=deltas[None])
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import libra_ops
-from libra_det.models.box_coder import encode_boxes
 from libra_det.models.rpn import AnchorPredictions, RPNHead
 from libra_det.structures import Targets
 
@@ -73,7 +72,7 @@ def _perfect(head: RPNHead, targets: Targets) -> AnchorPredictions:
     predictions = head(_pyramid(1))
     iou = libra_ops.box_iou(predictions.anchors, targets.boxes[0])[:, 0]
     good = (iou >= 0.7) | ((iou == iou.max()) & (iou >= 0.3))
-    deltas = encode_boxes(predictions.anchors, targets.boxes[0, :1])
+    deltas = libra_ops.encode_boxes(predictions.anchors, targets.boxes[0, :1].expand_as(predictions.anchors))
     return predictions._replace(logits=torch.where(good, 20.0, -20.0)[None], deltas=deltas[None])
 
 

@@ -1,0 +1,56 @@
+// Box coding on the GPU: check, allocate, launch, register.
+#include <torch/csrc/stable/library.h>
+
+#include "box_coding/box_coding_check.h"
+#include "box_coding/box_coding_kernel.cuh"
+#include "common/cuda_launch.h"
+
+namespace libra {
+namespace {
+
+Tensor encode_boxes_cuda(Tensor references, Tensor targets, std::optional<Tensor> index,
+                         std::optional<Tensor> target_index, std::vector<double> delta_stds) {
+  const torch::stable::accelerator::DeviceGuard guard(targets.get_device_index());
+  const auto a = EncodeArguments::check(references, targets, index, target_index, delta_stds);
+  Tensor deltas = a.output();
+  const cudaStream_t stream = current_stream(deltas);
+  check_launch(targets.scalar_type() == ScalarType::Float ? launch_encode_boxes(a.tensors<float>(deltas), stream)
+                                                          : launch_encode_boxes(a.tensors<double>(deltas), stream),
+               "encode_boxes");
+  return deltas;
+}
+
+Tensor decode_boxes_cuda(Tensor references, Tensor deltas, std::optional<Tensor> index, std::vector<double> delta_stds,
+                         std::optional<Tensor> sizes) {
+  const torch::stable::accelerator::DeviceGuard guard(deltas.get_device_index());
+  const auto a = DecodeArguments::check(references, deltas, index, delta_stds, sizes);
+  Tensor boxes = a.output();
+  const cudaStream_t stream = current_stream(boxes);
+  check_launch(deltas.scalar_type() == ScalarType::Float ? launch_decode_boxes(a.tensors<float>(boxes), stream)
+                                                         : launch_decode_boxes(a.tensors<double>(boxes), stream),
+               "decode_boxes");
+  return boxes;
+}
+
+Tensor decode_boxes_backward_cuda(Tensor grad, Tensor references, Tensor deltas, std::vector<double> delta_stds,
+                                  std::optional<Tensor> sizes) {
+  const torch::stable::accelerator::DeviceGuard guard(deltas.get_device_index());
+  const auto a = DecodeArguments::check(references, deltas, std::nullopt, delta_stds, sizes);
+  const Tensor gradient = a.check_gradient(grad);
+  Tensor result = a.output();
+  const cudaStream_t stream = current_stream(result);
+  check_launch(deltas.scalar_type() == ScalarType::Float
+                   ? launch_decode_boxes_backward(read<Four<float>>(gradient), a.tensors<float>(result), stream)
+                   : launch_decode_boxes_backward(read<Four<double>>(gradient), a.tensors<double>(result), stream),
+               "decode_boxes_backward");
+  return result;
+}
+
+}  // namespace
+}  // namespace libra
+
+STABLE_TORCH_LIBRARY_IMPL(libra_ops, CUDA, m) {
+  m.impl("encode_boxes", TORCH_BOX(&libra::encode_boxes_cuda));
+  m.impl("decode_boxes", TORCH_BOX(&libra::decode_boxes_cuda));
+  m.impl("decode_boxes_backward", TORCH_BOX(&libra::decode_boxes_backward_cuda));
+}
