@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
+    from libra_ops.sigmoid_focal_loss import sigmoid_focal_loss
 
 __all__ = [
     "Matches",
@@ -33,6 +34,7 @@ __all__ = [
     "build_info",
     "match_boxes",
     "sample_iou_balanced",
+    "sigmoid_focal_loss",
 ]
 
 _HOME = {  # public name: the module that defines it
@@ -43,6 +45,7 @@ _HOME = {  # public name: the module that defines it
     "build_info": "_extension",
     "match_boxes": "match_boxes",
     "sample_iou_balanced": "sample_iou_balanced",
+    "sigmoid_focal_loss": "sigmoid_focal_loss",
 }
 _MODULES = ("numpy", "reference")
 
