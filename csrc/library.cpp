@@ -41,6 +41,12 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "balanced_l1_loss(Tensor pred, Tensor target, Tensor? weight, float alpha, float gamma, float beta, "
       "bool published, int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
+  // gradient is that of the reduced loss, in logits' dtype; empty unless with_gradient. That of float16 is of the summed
+  // loss and 4096 times larger.
+  m.def(
+      "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
+      "bool with_gradient) -> (Tensor loss, Tensor gradient)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.nms_padded import Survivors, nms_padded
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
+    from libra_ops.sigmoid_focal_loss import sigmoid_focal_loss
     from libra_ops.topk_per_level import topk_per_level
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "match_boxes",
     "nms_padded",
     "sample_iou_balanced",
+    "sigmoid_focal_loss",
     "topk_per_level",
 ]
 
@@ -56,6 +58,7 @@ _HOME = {  # public name: the module that defines it
     "nms_padded": "nms_padded",
     "sample_iou_balanced": "sample_iou_balanced",
     "topk_per_level": "topk_per_level",
+    "sigmoid_focal_loss": "sigmoid_focal_loss",
 }
 _MODULES = ("numpy", "reference")
 

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from libra_ops import _checks, _eager
+from libra_ops import _checks, _eager, _saved_gradient
 
 _REDUCTIONS = ("none", "sum", "mean")
 _FORMULAS = ("paper", "published")
@@ -113,18 +113,6 @@ def _(pred, target, weight, alpha, gamma, beta, published, reduction, with_gradi
     return loss, gradient
 
 
-class _DifferentiableOnce(torch.autograd.Function):
-    """The gradient as it is; a second derivative that runs through it is an error."""
-
-    @staticmethod
-    def forward(ctx, gradient):
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, grad):
-        raise RuntimeError("balanced_l1_loss: differentiable once only; a second derivative was asked for")
-
-
 class _BalancedL1Loss(torch.autograd.Function):
     """The op in eager mode. Its gradient is an output, so that a second derivative finds the way to pred."""
 
@@ -141,20 +129,8 @@ class _BalancedL1Loss(torch.autograd.Function):
     def backward(ctx, grad_loss, grad_gradient):
         if grad_loss is None:
             return None, None, None, None
-        (gradient,) = ctx.saved_tensors
-        if ctx.saved_alone and _eager.may_overwrite_saved(grad_loss):
-            grad_pred = gradient.detach()
-            if grad_loss.dim() > 0 or grad_loss.item() != 1:  # 1 in loss.backward()
-                grad_pred.mul_(grad_loss)
-        else:
-            grad_pred = _scale(gradient, grad_loss)
+        (grad_pred,) = _saved_gradient.scale_in_eager(ctx, ctx.saved_tensors, grad_loss, "balanced_l1_loss")
         return grad_pred, -grad_pred if ctx.needs_input_grad[1] else None, None, None
-
-
-def _scale(gradient: Tensor, grad_loss: Tensor) -> Tensor:
-    if torch.is_grad_enabled():  # create_graph=True
-        gradient = _DifferentiableOnce.apply(gradient)
-    return gradient * grad_loss
 
 
 def _setup_context(ctx, inputs, output):
@@ -170,7 +146,8 @@ def _backward(ctx, grad_loss, grad_gradient):
         return None, None, *rest
     if not ctx.with_gradient:
         raise RuntimeError("libra_ops::balanced_l1_loss: a gradient needs with_gradient=True")
-    grad_pred = _scale(*ctx.saved_tensors, grad_loss)  # the caller of the op has `gradient` too: it stays as it is
+    # The caller of the op has `gradient` too: it stays as it is.
+    grad_pred = _saved_gradient.scale(*ctx.saved_tensors, grad_loss, "balanced_l1_loss")
     return grad_pred, -grad_pred if ctx.needs_input_grad[1] else None, *rest
 
 

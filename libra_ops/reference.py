@@ -239,3 +239,19 @@ def nms_padded(boxes, scores, groups=None, *, iou_threshold, max_output, score_t
         result[0, image, : len(best)] = best
         result[1, image, : len(best)] = 1
     return result[0], result[1].bool()
+
+
+def sigmoid_focal_loss(logits, labels, mask=None, alpha=0.25, gamma=2.0, reduction="none"):
+    """Lin et al. 2017, eq. 5: -w (1 - p)^gamma ln(p), p the probability of the right answer, class by class."""
+    own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # [..., C]
+    logits = logits.double() if logits.dtype == torch.float64 else logits.float()
+    if mask is not None:
+        logits = torch.where(mask[..., None], logits, 0.0)  # a masked slot counts nothing, whatever it holds
+    margin = torch.where(own, logits, -logits)  # the logit of the right answer
+    log_p = torch.nn.functional.logsigmoid(margin)
+    # ln(1 - p) = ln(p) - margin: finite, with a finite gradient, where 1 - p itself would round to 0
+    weight = torch.where(own, margin.new_tensor(alpha), 1 - alpha)
+    loss = -weight * log_p * (gamma * (log_p - margin)).exp()
+    if mask is not None:
+        loss = torch.where(mask[..., None], loss, 0.0)
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]

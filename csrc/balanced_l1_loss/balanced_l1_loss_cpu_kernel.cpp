@@ -7,7 +7,6 @@
 
 #include <algorithm>
 #include <type_traits>
-#include <vector>
 
 #include "common/vector_clones.h"
 
@@ -106,22 +105,14 @@ auto choose_chunk(bool published, bool weighted) {
 template <class T>
 void balanced_l1_loss(const T* pred, const T* target, const T* weight, T* loss, T* gradient, int64_t n,
                       const BalancedL1<T>& constants, Reduction reduction, ParallelFor threads) {
-  const int64_t chunks = (n + kChunk - 1) / kChunk;
   const bool each = reduction == Reduction::kNone;
   const T scale = reduction == Reduction::kMean ? T(1) / static_cast<T>(n) : T(1);
   const auto run_chunk = choose_chunk<T>(constants.published, weight != nullptr);
-  const auto run = [&](int64_t chunk) {
-    const int64_t at = chunk * kChunk;
+  double total = sum_chunks(threads, n, kChunk, kThreadWork, [&](int64_t at, int64_t end) {
     return run_chunk(pred + at, target + at, weight ? weight + at : nullptr, each ? loss + at : nullptr,
-                     gradient ? gradient + at : nullptr, std::min(kChunk, n - at), constants, scale);
-  };
-  std::vector<double> sums(chunks);
-  parallel_for(threads, chunks, kThreadWork, [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) sums[chunk] = run(chunk);
+                     gradient ? gradient + at : nullptr, end - at, constants, scale);
   });
   if (each) return;
-  double total = 0;
-  for (const double sum : sums) total += sum;
   if (reduction == Reduction::kMean) total /= static_cast<double>(n);  // no elements: NaN, as torch's mean
   *loss = static_cast<T>(total);
 }

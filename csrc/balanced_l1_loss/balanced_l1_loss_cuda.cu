@@ -3,13 +3,13 @@
 
 #include "balanced_l1_loss/balanced_l1_loss_check.h"
 #include "balanced_l1_loss/balanced_l1_loss_kernel.cuh"
-#include "balanced_l1_loss/launch_ticket.h"
 #include "common/cuda_launch.h"
+#include "common/launch_ticket.h"
 
 namespace libra {
 namespace {
 
-LaunchTickets tickets(kLossTickets);
+LaunchTickets tickets(kSumTickets);
 
 template <class T>
 void run(const BalancedL1Arguments& arguments, Tensor& loss, Tensor& gradient, const BalancedL1<T>& constants) {

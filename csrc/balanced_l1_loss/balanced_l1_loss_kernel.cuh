@@ -8,7 +8,8 @@
 #pragma once
 
 #include "balanced_l1_loss/balanced_l1_loss_math.h"
-#include "common/block_reduce.cuh"
+#include "common/ordered_sum.cuh"
+#include "common/vector_access.cuh"
 
 namespace libra {
 
@@ -16,18 +17,6 @@ constexpr int kLossThreads = 256;
 constexpr int kLossMaxBlocks = 4096;     // each leaves a partial sum that the last one adds
 constexpr int64_t kLossOneBlock = 2048;  // elements up to which one block ends sooner than several that must meet
 constexpr int64_t kLossWide = 1 << 18;   // elements from which on a thread has two groups in flight: the GPU is full
-constexpr int kLossTickets = 1 << 14;    // 64 KiB
-
-// How many blocks of a launch have ended: zero before it and after it, so that a graph can be replayed. Launches that
-// may run at the same time use different tickets.
-static __device__ unsigned loss_tickets[kLossTickets];
-
-// For a launch that adds up.
-struct LossSum {
-  double* partial;  // [blocks + 1]; null with one block
-  int ticket;       // in loss_tickets; -1: the word behind the partial sums, which the launcher sets to zero
-  double divisor;
-};
 
 template <class T>
 struct LossTensors {  // of n elements
@@ -39,35 +28,8 @@ struct LossTensors {  // of n elements
   T* gradient;      // null: it is not wanted
 };
 
-// Four neighbours: one 16-byte access of float, two of double.
 template <class T>
-struct alignas(16) LossGroup {
-  T value[4];
-};
-
-// Elements [first, first + 4), those from n on as 0. kWhole: all of them exist, at a multiple of 16 bytes.
-template <bool kWhole, class T>
-__device__ __forceinline__ LossGroup<T> load_group(const T* __restrict__ from, int64_t first, int64_t n) {
-  if constexpr (kWhole) return *reinterpret_cast<const LossGroup<T>*>(from + first);
-  LossGroup<T> group{};
-#pragma unroll
-  for (int k = 0; k < 4; ++k) {
-    if (first + k < n) group.value[k] = from[first + k];
-  }
-  return group;
-}
-
-template <bool kWhole, class T>
-__device__ __forceinline__ void store_group(T* __restrict__ to, int64_t first, int64_t n, const LossGroup<T>& group) {
-  if constexpr (kWhole) {
-    *reinterpret_cast<LossGroup<T>*>(to + first) = group;
-  } else {
-#pragma unroll
-    for (int k = 0; k < 4; ++k) {
-      if (first + k < n) to[first + k] = group.value[k];
-    }
-  }
-}
+using LossGroup = Group<T, 4>;
 
 constexpr int kLossApart = 4 * kLossThreads;  // elements from one of a thread's groups to the next
 
@@ -112,47 +74,11 @@ __device__ __forceinline__ T balanced_l1_groups(const LossTensors<T>& tensors, i
   return sum;
 }
 
-// Every thread of every block calls it. The block that ends last adds the partial sums; its thread 0 writes the loss.
-// The partial sums pass from block to block as atomics, which all of them see alike.
-template <class T>
-__device__ __forceinline__ void add_up(double sum, const LossSum& sums, T* total) {
-  constexpr int kInFlight = 8;  // partial sums that a thread asks for at a time
-  SHARED(bool, is_last);
-  auto* partial = reinterpret_cast<unsigned long long*>(sums.partial);
-  unsigned* ticket =
-      sums.ticket < 0 ? reinterpret_cast<unsigned*>(sums.partial + gridDim.x) : loss_tickets + sums.ticket;
-  sum = block_sum<kLossThreads>(sum);
-  if (gridDim.x > 1) {
-    if (threadIdx.x == 0) {
-      atomicExch(partial + blockIdx.x, static_cast<unsigned long long>(__double_as_longlong(sum)));
-      __threadfence();
-      is_last = atomicAdd(ticket, 1u) == gridDim.x - 1;
-    }
-    __syncthreads();
-    if (!is_last) return;
-    __threadfence();
-    sum = 0;
-    for (unsigned start = threadIdx.x; start < gridDim.x; start += kInFlight * kLossThreads) {
-      double parts[kInFlight];
-#pragma unroll
-      for (int k = 0; k < kInFlight; ++k) {
-        const unsigned i = start + k * kLossThreads;
-        parts[k] = i < gridDim.x ? __longlong_as_double(static_cast<long long>(atomicAdd(partial + i, 0ull))) : 0.0;
-      }
-#pragma unroll
-      for (int k = 0; k < kInFlight; ++k) sum += parts[k];
-    }
-    sum = block_sum<kLossThreads>(sum);
-    if (threadIdx.x == 0) atomicExch(ticket, 0u);
-  }
-  if (threadIdx.x == 0) *total = static_cast<T>(sum / sums.divisor);
-}
-
 // grid [blocks], block [kLossThreads]. aligned: all of `tensors` begin at a multiple of 16 bytes.
 template <bool kPublished, int kGroups, class T>
 __global__ void __launch_bounds__(kLossThreads)
     balanced_l1_kernel(LossTensors<T> tensors, bool aligned, int64_t n, BalancedL1<T> constants, T gradient_scale,
-                       LossSum sums, T* total) {
+                       OrderedSum sums, T* total) {
   constexpr int kChunk = kGroups * kLossApart;
   double sum = 0;
   for (int64_t chunk = static_cast<int64_t>(blockIdx.x) * kChunk; chunk < n;
@@ -169,7 +95,7 @@ __global__ void __launch_bounds__(kLossThreads)
     }
     sum += static_cast<double>(part);
   }
-  if (total) add_up(sum, sums, total);
+  if (total) add_up<kLossThreads>(sum, sums, total);
 }
 
 inline bool loss_is_wide(int64_t n, size_t bytes_per_element) { return n >= kLossWide && bytes_per_element == 4; }
@@ -183,15 +109,16 @@ inline int balanced_l1_blocks(int64_t n, size_t bytes_per_element) {
 }
 
 // total: the reduced loss; null for Reduction::kNone. partial: of balanced_l1_blocks() + 1 elements; null for kNone and
-// with one block. ticket: as in LossSum.
+// with one block. ticket: as in OrderedSum.
 template <class T>
 cudaError_t launch_balanced_l1_loss(const LossTensors<T>& tensors, T* total, double* partial, int ticket, int64_t n,
                                     const BalancedL1<T>& constants, Reduction reduction, cudaStream_t stream) {
   const bool each = reduction == Reduction::kNone, mean = reduction == Reduction::kMean;
   if (each && n == 0) return cudaSuccess;
   const int blocks = balanced_l1_blocks(n, sizeof(T));
-  if (!each && blocks > 1 && ticket < 0) {
-    const cudaError_t error = cudaMemsetAsync(partial + blocks, 0, sizeof(double), stream);
+  const OrderedSum sums{partial, ticket, mean ? static_cast<double>(n) : 1.0};
+  if (!each) {
+    const cudaError_t error = clear_own_ticket(sums, blocks, stream);
     if (error != cudaSuccess) return error;
   }
   uintptr_t bits = reinterpret_cast<uintptr_t>(tensors.pred) | reinterpret_cast<uintptr_t>(tensors.target) |
@@ -199,8 +126,7 @@ cudaError_t launch_balanced_l1_loss(const LossTensors<T>& tensors, T* total, dou
   if (!tensors.per_box) bits |= reinterpret_cast<uintptr_t>(tensors.weight);
   const auto run = [&](auto kernel) {
     return launch(kernel, dim3(blocks), dim3(kLossThreads), 0, stream, tensors, bits % 16 == 0, n, constants,
-                  mean ? T(1) / static_cast<T>(n) : T(1), LossSum{partial, ticket, mean ? static_cast<double>(n) : 1.0},
-                  total);
+                  mean ? T(1) / static_cast<T>(n) : T(1), sums, total);
   };
   if constexpr (sizeof(T) == 4) {
     if (loss_is_wide(n, sizeof(T))) {

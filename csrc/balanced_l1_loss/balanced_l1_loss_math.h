@@ -9,11 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
-#include "common/cuda_compat.cuh"
+#include "common/arithmetic.h"
+#include "common/reduction.h"
 
 namespace libra {
-
-enum class Reduction : int64_t { kNone = 0, kSum = 1, kMean = 2 };
 
 template <class T>
 struct BalancedL1 {
@@ -73,15 +72,6 @@ LIBRA_HOST_DEVICE Split split_one_plus(float u) {
   std::memcpy(&scaled, &scaled_bits, sizeof scaled);
   std::memcpy(&power, &power_bits, sizeof power);
   return {scaled + (power - 1.0f), static_cast<float>(exponent)};
-}
-
-// a b + c: on the GPU, where that is one instruction, rounded once.
-LIBRA_HOST_DEVICE float multiply_add(float a, float b, float c) {
-#ifdef __CUDA_ARCH__
-  return __fmaf_rn(a, b, c);
-#else
-  return a * b + c;
-#endif
 }
 
 // The second step: ln(1 + f) = f + f^2 (f p(f) - 1/2) with the polynomial p of the least relative error, which is below

@@ -12,10 +12,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "common/cuda_compat.cuh"
-
-// Inlined by force: the CPU's vector clones need the whole formula inside them.
-#define LIBRA_FORMULA LIBRA_HOST_DEVICE __attribute__((always_inline))
+#include "common/arithmetic.h"
 
 namespace libra {
 

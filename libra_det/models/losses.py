@@ -66,13 +66,7 @@ def focal_loss_sum(logits: Tensor, labels: Tensor, mask: Tensor, alpha: float, g
     Returns:
         Scalar float32.
     """
-    logits = torch.where(mask[..., None], logits.float(), 0.0)
-    own = labels[..., None] == torch.arange(logits.shape[-1], device=labels.device)  # [..., C]
-    margin = torch.where(own, logits, -logits)  # the logit of the right answer
-    log_p = F.logsigmoid(margin)
-    # log(1 - p) = log(p) - margin: finite, with a finite gradient, where 1 - p itself would round to 0
-    loss = -log_p * (gamma * (log_p - margin)).exp() * torch.where(own, alpha, 1 - alpha)
-    return torch.where(mask[..., None], loss, 0.0).sum()
+    return libra_ops.sigmoid_focal_loss(logits, labels, mask, alpha=alpha, gamma=gamma, reduction="sum")
 
 
 def class_loss_sum(logits: Tensor, labels: Tensor, mask: Tensor) -> Tensor:

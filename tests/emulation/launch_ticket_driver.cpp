@@ -1,5 +1,5 @@
-// LaunchTickets of balanced_l1_loss_cuda.cu, asked on the CPU for streams of the test's making.
-#include "balanced_l1_loss/launch_ticket.h"
+// LaunchTickets, asked on the CPU for streams of the test's making.
+#include "common/launch_ticket.h"
 
 const char* emulation::last_error() { return ""; }  // all that cudaGetLastError() needs of the emulation
 
