@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from libra_ops.balanced_l1_loss import balanced_l1_loss
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
+    from libra_ops.pyramid import integrate_pyramid, scatter_pyramid
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
 
 __all__ = [
@@ -31,8 +32,10 @@ __all__ = [
     "balanced_l1_loss",
     "box_iou",
     "build_info",
+    "integrate_pyramid",
     "match_boxes",
     "sample_iou_balanced",
+    "scatter_pyramid",
 ]
 
 _HOME = {  # public name: the module that defines it
@@ -41,8 +44,10 @@ _HOME = {  # public name: the module that defines it
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
     "build_info": "_extension",
+    "integrate_pyramid": "pyramid",
     "match_boxes": "match_boxes",
     "sample_iou_balanced": "sample_iou_balanced",
+    "scatter_pyramid": "pyramid",
 }
 _MODULES = ("numpy", "reference")
 
