@@ -47,6 +47,18 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
+  // index: where the largest value of each window lay; index_bytes of an element are 0 (it is not wanted), 1 or 4.
+  m.def(
+      "integrate_pyramid(Tensor[] features, int level, bool channels_last, int index_bytes) "
+      "-> (Tensor mean, Tensor index)");
+  m.def(
+      "integrate_pyramid_backward(Tensor grad, Tensor index, SymInt[] heights, SymInt[] widths, int level, "
+      "bool channels_last) -> Tensor[]");
+  m.def(
+      "scatter_pyramid(Tensor[] features, Tensor refined, int level, bool channels_last, int index_bytes) "
+      "-> (Tensor[] outputs, Tensor index)");
+  m.def("scatter_pyramid_backward(Tensor[] grads, Tensor index, int level, bool channels_last) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

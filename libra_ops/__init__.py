@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.nms_padded import Survivors, nms_padded
+    from libra_ops.pyramid import integrate_pyramid, scatter_pyramid
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
     from libra_ops.sigmoid_focal_loss import sigmoid_focal_loss
     from libra_ops.topk_per_level import topk_per_level
@@ -38,9 +39,11 @@ __all__ = [
     "build_info",
     "decode_boxes",
     "encode_boxes",
+    "integrate_pyramid",
     "match_boxes",
     "nms_padded",
     "sample_iou_balanced",
+    "scatter_pyramid",
     "sigmoid_focal_loss",
     "topk_per_level",
 ]
@@ -54,11 +57,13 @@ _HOME = {  # public name: the module that defines it
     "build_info": "_extension",
     "decode_boxes": "box_coding",
     "encode_boxes": "box_coding",
+    "integrate_pyramid": "pyramid",
     "match_boxes": "match_boxes",
     "nms_padded": "nms_padded",
     "sample_iou_balanced": "sample_iou_balanced",
     "topk_per_level": "topk_per_level",
     "sigmoid_focal_loss": "sigmoid_focal_loss",
+    "scatter_pyramid": "pyramid",
 }
 _MODULES = ("numpy", "reference")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-6  # smallest union (px^2), and smallest side (px), as in the published implementation
@@ -255,3 +256,19 @@ def sigmoid_focal_loss(logits, labels, mask=None, alpha=0.25, gamma=2.0, reducti
     if mask is not None:
         loss = torch.where(mask[..., None], loss, 0.0)
     return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
+
+
+def integrate_pyramid(features: list[Tensor], level: int) -> Tensor:
+    """Libra R-CNN, eq. 4: the mean of the levels, finer ones max-pooled and coarser ones repeated to the size of one."""
+    size = features[level].shape[2:]
+    finer, coarser = features[:level], features[level:]
+    resized = [F.adaptive_max_pool2d(x, size) for x in finer] + [F.interpolate(x, size=size) for x in coarser]
+    return sum(resized) / len(features)
+
+
+def scatter_pyramid(features: list[Tensor], refined: Tensor, level: int) -> list[Tensor]:
+    """Libra R-CNN, section 3.2: the refined map back to every level, repeated for finer ones, max-pooled for coarser."""
+    sizes = [x.shape[2:] for x in features]
+    back = [F.interpolate(refined, size=size) for size in sizes[:level]]
+    back += [F.adaptive_max_pool2d(refined, size) for size in sizes[level:]]
+    return [x + y for x, y in zip(features, back, strict=True)]

@@ -6,9 +6,11 @@ added to each level. Against an FPN, whose levels mostly hear their neighbours, 
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import libra_ops
 from libra_det.models.layers import named_conv
 from libra_det.models.resize import adaptive_max_pool, nearest
 
@@ -65,14 +67,23 @@ class BalancedPyramid(nn.Module):
 
     def forward(self, features: list[Tensor]) -> list[Tensor]:
         """Maps [B, C, H_l, W_l], finest first -> maps of the same shapes."""
+        mean = self.integrate(features)
+        refined = mean if self.refine is None else self.refine(mean).to(mean.dtype)
+        return self.scatter(features, refined)
+
+    def integrate(self, features: list[Tensor]) -> Tensor:
+        """The levels' mean at the size of one."""
+        if not torch.compiler.is_exporting():
+            return libra_ops.integrate_pyramid(features, level=self.refine_level)
         size = features[self.refine_level].shape[2:]
-        mean = sum(
-            adaptive_max_pool(x, size) if level < self.refine_level else nearest(x, size)
-            for level, x in enumerate(features)
-        ) / len(features)
-        if self.refine is not None:
-            mean = self.refine(mean)
+        finer, rest = features[: self.refine_level], features[self.refine_level :]
+        return sum([*(adaptive_max_pool(x, size) for x in finer), *(nearest(x, size) for x in rest)]) / len(features)
+
+    def scatter(self, features: list[Tensor], refined: Tensor) -> list[Tensor]:
+        """Every level with the refined map added."""
+        if not torch.compiler.is_exporting():
+            return libra_ops.scatter_pyramid(features, refined, level=self.refine_level)
         return [
-            x + nearest(mean, x.shape[2:]) if level < self.refine_level else x + adaptive_max_pool(mean, x.shape[2:])
+            x + (nearest if level < self.refine_level else adaptive_max_pool)(refined, x.shape[2:])
             for level, x in enumerate(features)
         ]
