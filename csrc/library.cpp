@@ -26,6 +26,13 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "balanced_l1_loss(Tensor pred, Tensor target, Tensor? weight, float alpha, float gamma, float beta, "
       "bool published, int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
+  m.def(
+      "multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, int output_size, "
+      "int sampling_ratio, float finest_scale) -> Tensor");
+  m.def(
+      "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, "
+      "int output_size, int sampling_ratio, float finest_scale) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

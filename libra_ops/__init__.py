@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from libra_ops.balanced_l1_loss import balanced_l1_loss
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
+    from libra_ops.multiscale_roi_align import multiscale_roi_align
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "box_iou",
     "build_info",
     "match_boxes",
+    "multiscale_roi_align",
     "sample_iou_balanced",
 ]
 
@@ -42,6 +44,7 @@ _HOME = {  # public name: the module that defines it
     "box_iou": "box_iou",
     "build_info": "_extension",
     "match_boxes": "match_boxes",
+    "multiscale_roi_align": "multiscale_roi_align",
     "sample_iou_balanced": "sample_iou_balanced",
 }
 _MODULES = ("numpy", "reference")

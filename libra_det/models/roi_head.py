@@ -65,11 +65,15 @@ class RoIHead(nn.Module):
         self.bbox_head = BoxHead(config, num_classes)
         self.register_buffer("delta_stds", torch.tensor(config.roi_delta_stds), persistent=False)
 
-    def pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
-        """Pyramid maps [B, C, H_l, W_l] and boxes [B, S, 4] -> [B * S, C, roi_size, roi_size]."""
+    def pool(self, features: list[Tensor], boxes: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Pyramid maps [B, C, H_l, W_l] and boxes [B, S, 4] -> [B * S, C, roi_size, roi_size].
+
+        valid: [B, S] bool, False for slots whose result nobody uses.
+        """
         return multiscale_roi_align(
             features[: len(STRIDES)],
             boxes,
+            valid,
             strides=STRIDES,
             output_size=self.config.roi_size,
             sampling_ratio=self.config.roi_sampling_ratio,
@@ -137,7 +141,7 @@ class RoIHead(nn.Module):
             target_boxes = torch.take_along_dim(targets.boxes, target_index[:, :num_positives, None], 1)
             wanted = encode_boxes(boxes[:, :num_positives], target_boxes, self.delta_stds)  # [B, positives, 4]
             count = samples.valid.sum().clamp(min=1)
-        hidden = self.bbox_head(self.pool(features, boxes)).unflatten(0, labels.shape)  # [B, S, hidden]
+        hidden = self.bbox_head(self.pool(features, boxes, samples.valid)).unflatten(0, labels.shape)  # [B, S, hidden]
         class_loss = class_loss_sum(self.bbox_head.classes(hidden), labels, samples.valid)
         deltas = self.bbox_head.deltas(hidden[:, :num_positives])  # [B, positives, C or 1, 4]
         box_class = labels[:, :num_positives].clamp(max=deltas.shape[2] - 1)  # the class whose box is meant
@@ -159,7 +163,7 @@ class RoIHead(nn.Module):
         """
         num_classes = self.num_classes
         slots = proposals.valid.shape
-        hidden = self.bbox_head(self.pool(features, proposals.boxes)).unflatten(0, slots)
+        hidden = self.bbox_head(self.pool(features, proposals.boxes, proposals.valid)).unflatten(0, slots)
         scores = self.bbox_head.classes(hidden).softmax(-1)[..., :num_classes]  # [B, P, C]
         boxes = decode_boxes(proposals.boxes[:, :, None], self.bbox_head.deltas(hidden), self.delta_stds)
         # every pair of a proposal and a class is a candidate: [B, P, C] -> [B, P * C]
