@@ -59,6 +59,13 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "scatter_pyramid(Tensor[] features, Tensor refined, int level, bool channels_last, int index_bytes) "
       "-> (Tensor[] outputs, Tensor index)");
   m.def("scatter_pyramid_backward(Tensor[] grads, Tensor index, int level, bool channels_last) -> Tensor");
+
+  m.def(
+      "multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, int output_size, "
+      "int sampling_ratio, float finest_scale) -> Tensor");
+  m.def(
+      "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, "
+      "int output_size, int sampling_ratio, float finest_scale) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

@@ -112,11 +112,19 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         loss.backward()
         _expect("gradient", leaf.grad.flatten().tolist(), [-1.5] * 4)
 
+    def try_pooling() -> None:
+        maps = [torch.full((1, 2, 8, 8), 3.0, device=device, requires_grad=True)]
+        pooled = libra_ops.multiscale_roi_align(maps, boxes[None], strides=(4,), output_size=1, sampling_ratio=2)
+        pooled.sum().backward()
+        _expect("pooled", pooled.flatten().tolist(), [3.0] * 6)
+        _expect("sum of its gradient", [float(maps[0].grad.sum())], [6.0])
+
     return {
         "box_iou": try_box_iou,
         "match_boxes": try_match_boxes,
         "sample_iou_balanced": try_sample,
         "balanced_l1_loss": try_loss,
+        "multiscale_roi_align": try_pooling,
     }
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from libra_ops.box_coding import decode_boxes, encode_boxes
     from libra_ops.box_iou import box_iou
     from libra_ops.match_boxes import Matches, match_boxes
+    from libra_ops.multiscale_roi_align import multiscale_roi_align
     from libra_ops.nms_padded import Survivors, nms_padded
     from libra_ops.pyramid import integrate_pyramid, scatter_pyramid
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
@@ -41,6 +42,7 @@ __all__ = [
     "encode_boxes",
     "integrate_pyramid",
     "match_boxes",
+    "multiscale_roi_align",
     "nms_padded",
     "sample_iou_balanced",
     "scatter_pyramid",
@@ -60,6 +62,7 @@ _HOME = {  # public name: the module that defines it
     "integrate_pyramid": "pyramid",
     "match_boxes": "match_boxes",
     "nms_padded": "nms_padded",
+    "multiscale_roi_align": "multiscale_roi_align",
     "sample_iou_balanced": "sample_iou_balanced",
     "topk_per_level": "topk_per_level",
     "sigmoid_focal_loss": "sigmoid_focal_loss",

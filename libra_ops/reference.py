@@ -272,3 +272,34 @@ def scatter_pyramid(features: list[Tensor], refined: Tensor, level: int) -> list
     back = [F.interpolate(refined, size=size) for size in sizes[:level]]
     back += [F.adaptive_max_pool2d(refined, size) for size in sizes[level:]]
     return [x + y for x, y in zip(features, back, strict=True)]
+
+
+def _axis_weights(low, high, size, cells, sampling_ratio):
+    """Weights of `size` feature cells in each output cell along an axis, [P, size]; low, high: feature cells."""
+    length = (high - low) / cells
+    points = sampling_ratio or max(math.ceil(length), 0)
+    if points == 0:
+        return torch.zeros(cells, size, dtype=low.dtype, device=low.device)
+    position = low + (torch.arange(cells * points, dtype=low.dtype, device=low.device) + 0.5) * length / points
+    inside = (position >= -1) & (position <= size)
+    position = position.clamp(0, size - 1)
+    weights = (1 - (position[:, None] - torch.arange(size, device=low.device)).abs()).clamp(min=0) * inside[:, None]
+    return weights.reshape(cells, points, size).mean(1)
+
+
+def multiscale_roi_align(features, boxes, valid=None, *, strides, output_size=7, sampling_ratio, finest_scale=56.0):
+    """RoIAlign (He et al. 2017, fig. 3), aligned, as a product with weights of rows and of columns, from the level of
+    Lin et al. 2017, eq. 1."""
+    boxes = boxes.to(features[0].dtype).masked_fill(~boxes.isfinite().all(-1, keepdim=True), 0.0)
+    levels = (area(boxes).sqrt() / finest_scale + 1e-6).log2().floor().clamp(0, len(features) - 1)
+    pooled = features[0].new_zeros(*boxes.shape[:2], features[0].shape[1], output_size, output_size)
+    for image, slot in pooled.new_ones(pooled.shape[:2]).nonzero().tolist():
+        if valid is not None and not valid[image, slot]:
+            continue
+        level = int(levels[image, slot])
+        x1, y1, x2, y2 = boxes[image, slot] / strides[level] - 0.5
+        height, width = features[level].shape[2:]
+        rows = _axis_weights(y1, y2, height, output_size, sampling_ratio)
+        columns = _axis_weights(x1, x2, width, output_size, sampling_ratio)
+        pooled[image, slot] = torch.einsum("py,qx,cyx->cpq", rows, columns, features[level][image])
+    return pooled

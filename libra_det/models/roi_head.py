@@ -64,11 +64,15 @@ class RoIHead(nn.Module):
         self.num_classes = num_classes
         self.bbox_head = BoxHead(config, num_classes)
 
-    def pool(self, features: list[Tensor], boxes: Tensor) -> Tensor:
-        """Pyramid maps [B, C, H_l, W_l] and boxes [B, S, 4] -> [B * S, C, roi_size, roi_size]."""
+    def pool(self, features: list[Tensor], boxes: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Pyramid maps [B, C, H_l, W_l] and boxes [B, S, 4] -> [B * S, C, roi_size, roi_size].
+
+        valid: [B, S] bool, False for slots whose result nobody uses.
+        """
         return multiscale_roi_align(
             features[: len(STRIDES)],
             boxes,
+            valid,
             strides=STRIDES,
             output_size=self.config.roi_size,
             sampling_ratio=self.config.roi_sampling_ratio,
@@ -140,7 +144,7 @@ class RoIHead(nn.Module):
                 delta_stds=config.roi_delta_stds,
             )
             count = samples.valid.sum().clamp(min=1)
-        hidden = self.bbox_head(self.pool(features, boxes)).unflatten(0, labels.shape)  # [B, S, hidden]
+        hidden = self.bbox_head(self.pool(features, boxes, samples.valid)).unflatten(0, labels.shape)  # [B, S, hidden]
         class_loss = class_loss_sum(self.bbox_head.classes(hidden), labels, samples.valid)
         deltas = self.bbox_head.deltas(hidden[:, :num_positives])  # [B, positives, C or 1, 4]
         box_class = labels[:, :num_positives].clamp(max=deltas.shape[2] - 1)  # the class whose box is meant
@@ -162,7 +166,7 @@ class RoIHead(nn.Module):
         """
         num_classes = self.num_classes
         slots = proposals.valid.shape
-        hidden = self.bbox_head(self.pool(features, proposals.boxes)).unflatten(0, slots)
+        hidden = self.bbox_head(self.pool(features, proposals.boxes, proposals.valid)).unflatten(0, slots)
         scores = self.bbox_head.classes(hidden).softmax(-1)[..., :num_classes]  # [B, P, C]
         deltas = self.bbox_head.deltas(hidden)  # [B, P, C or 1, 4]
         boxes = decode_boxes(proposals.boxes, deltas, delta_stds=self.config.roi_delta_stds)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes
+from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align
 
 pytestmark = pytest.mark.cuda
 
@@ -47,12 +47,32 @@ def loss(reduction: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     return run
 
 
+def pool(sampling_ratio: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    """The boxes come from one tensor, the maps' values from the other."""
+
+    def run(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        maps = [
+            (targets.flatten()[:, None] * torch.linspace(-1, 1, size * size, device=targets.device))
+            .view(2, -1, size, size)
+            .requires_grad_()
+            for size in (25, 13)
+        ]
+        pooled = multiscale_roi_align(
+            maps, boxes.expand(2, -1, -1), strides=(4, 8), sampling_ratio=sampling_ratio, finest_scale=20.0
+        )
+        return pooled.detach(), *torch.autograd.grad(pooled.square().sum(), maps)
+
+    return run
+
+
 FUNCTIONS = {
     "match_boxes": match,
     "box_iou": overlap("iou"),
     "box_iou ciou": overlap("ciou"),
     "balanced_l1_loss": loss("none"),
     "balanced_l1_loss mean": loss("mean"),
+    "multiscale_roi_align": pool(0),
+    "multiscale_roi_align of two points": pool(2),
 }
 
 
