@@ -181,6 +181,8 @@ class DataConfig:
     """... unless the longer one would pass this many."""
     size_divisor: int = 32
     """Batches are padded to a multiple of this."""
+    size_buckets: int = 0
+    """Padded sizes that training images are grouped into, so that shapes repeat; 0 pads each batch to its largest."""
     antialias: bool = True
     """Smooth images before they are made smaller; off: bilinear as OpenCV has it, as published models expect."""
     horizontal_flip: float = 0.5
@@ -190,8 +192,9 @@ class DataConfig:
     color_jitter: float = 0.0
     """Strength of random brightness, contrast and saturation; 0 none."""
     batch_size: int = 2
+    """Images of a training step, over all processes."""
     workers: int = 2
-    """Processes that load images; 0 loads in the training process."""
+    """Processes that load images, for each that trains; 0 loads in the training process."""
     cache_mb: int = 0
     """Memory for resized training images that are kept from epoch to epoch, shared by the workers (Linux); 0 none."""
     skip_empty: bool = True
@@ -202,7 +205,7 @@ class DataConfig:
             self,
             {
                 "[1, inf)": "max_proposals short_side long_side size_divisor batch_size",
-                "[0, inf)": "color_jitter workers cache_mb",
+                "[0, inf)": "color_jitter workers cache_mb size_buckets",
                 "(0, inf)": "scale_jitter",
                 "[0, 1]": "horizontal_flip vertical_flip",
             },

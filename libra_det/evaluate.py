@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
+from libra_det.distributed import ALONE, World
 from libra_det.draw import beside, draw_boxes
 from libra_det.inference import Inference
 from libra_det.metrics import Metrics, evaluate_results
@@ -30,7 +31,10 @@ PICTURE_SCORE = 0.3  # weaker detections are not drawn
 class Evaluation:
     metrics: Metrics
     results: list[dict[str, Any]]
-    """COCO result entries: image_id, category_id (the data set's own), bbox [x, y, w, h] in original pixels, score."""
+    """COCO result entries: image_id, category_id (the data set's own), bbox [x, y, w, h] in original pixels, score.
+
+    Of several processes only the first has them.
+    """
     seconds: float
     """Wall-clock time of reading images, detecting and measuring."""
     images_per_second: float
@@ -45,8 +49,11 @@ def evaluate(
     device: torch.device,
     categories: Sequence[tuple[int, str]],
     inference: Inference | None = None,
+    world: World = ALONE,
 ) -> Evaluation:
     """Detect objects in all images of a data set and compare with its annotations.
+
+    Several processes share the images out, each of them once, and all get the numbers that the first one computes.
 
     Args:
         model: on `device`; its mode (train or eval) is restored afterwards.
@@ -54,16 +61,23 @@ def evaluate(
         device: where the model is.
         categories: (id, name) of the model's labels 0..C-1. They are matched to the data set's categories by name.
         inference: with mirrored images or in half precision; None: neither.
+        world: the processes, all of which call this with models of equal weights. Where their batch statistics
+            differ, those of the first are taken, by all.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     start = time.perf_counter()
     ids = category_ids(categories, dataset.annotations)
-    results = detect(model, dataset, device, ids, inference or Inference())
-    detected = time.perf_counter()
-    metrics = evaluate_results(dataset.annotations.coco(), results)
-    images_per_second = len(dataset) / (detected - start)
-    return Evaluation(metrics, results, time.perf_counter() - start, images_per_second, _peak_memory(device))
+    world.share_buffers(model)
+    results = detect(model, dataset, device, ids, inference or Inference(), world)
+
+    def measure() -> Evaluation:
+        detected = time.perf_counter()
+        metrics = evaluate_results(dataset.annotations.coco(), results)
+        images_per_second = len(dataset) / (detected - start)
+        return Evaluation(metrics, [], time.perf_counter() - start, images_per_second, _peak_memory(device))
+
+    return replace(world.from_main(measure), results=results)
 
 
 @torch.no_grad()
@@ -73,18 +87,27 @@ def detect(
     device: torch.device,
     ids: Sequence[int | None],
     inference: Inference,
+    world: World = ALONE,
 ) -> list[dict[str, Any]]:
     """COCO result entries of all images; `ids` gives each label's category id, or None to leave a class out.
 
-    Images of a batch have the same padded size, so that what is found in one does not depend on the batch size.
+    Images of a batch have the same padded size, so that what is found in one does not depend on the batch size. Of
+    several processes each detects in some of the batches, and the first returns all entries, the others none.
     """
     sizes = [(record.width, record.height) for record in dataset.images]
-    batches = by_padded_size(sizes, dataset.config, dataset.config.batch_size)
+    batches = by_padded_size(sizes, dataset.config, dataset.config.batch_size)[world.rank :: world.size]
     loader = make_loader(dataset, device=device, batches=batches)
     was_training = model.training
     model.eval()
     results: dict[int, list[dict[str, Any]]] = {}  # by image id
-    progress = tqdm(total=len(dataset), desc="evaluating", unit="image", leave=False, disable=None, dynamic_ncols=True)
+    progress = tqdm(
+        total=sum(map(len, batches)),
+        desc="evaluating",
+        unit="image",
+        leave=False,
+        disable=None if world.is_main else True,
+        dynamic_ncols=True,
+    )
     try:
         for batch in loader:
             detections = inference(model, batch, device)
@@ -94,7 +117,10 @@ def detect(
     finally:
         progress.close()
         model.train(was_training)
-    return [entry for record in dataset.images for entry in results.get(record.id, [])]
+    found: dict[int, list[dict[str, Any]]] = {}
+    for part in world.gather_to_main(results):  # no image is in two of them
+        found.update(part)
+    return [entry for record in dataset.images for entry in found.get(record.id, [])]
 
 
 def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations) -> list[int | None]:

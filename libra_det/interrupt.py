@@ -24,9 +24,14 @@ class Interrupted(Exception):
 
 
 class Interruptible:
-    """Within this context the first SIGINT or SIGTERM only sets `signal_number`; a second one acts as usual."""
+    """Within this context the first SIGINT or SIGTERM only sets `signal_number`; a second one acts as usual.
 
-    def __init__(self) -> None:
+    Args:
+        quiet: say nothing about it, as one of several processes to which a terminal's Ctrl-C comes.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self.quiet = quiet
         self.signal_number: int | None = None
         self._before: dict[int, object] = {}
 
@@ -44,6 +49,8 @@ class Interruptible:
             return
         self.signal_number = number
         self._restore()
+        if self.quiet:
+            return
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"\nlibra: stopping after this step; press Ctrl-C again to stop at once\n")
 

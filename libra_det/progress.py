@@ -25,7 +25,7 @@ class Progress:
     A resumed run drops the lines after the step that it continues from, so that the log reads as that of one run.
 
     Args:
-        run: the run folder.
+        run: the run folder; None where another process shows and records: then nothing is.
         epochs, steps_per_epoch: of the whole run.
         first_step: number of steps that were done before.
 
@@ -33,11 +33,14 @@ class Progress:
         evaluated: steps after which the log has an evaluation.
     """
 
-    def __init__(self, run: Path, epochs: int, steps_per_epoch: int, first_step: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self, run: Path | None, epochs: int, steps_per_epoch: int, first_step: int) -> None:
+        self._silent = run is None
+        self.evaluated: set[int] = set()
+        if run is not None:
+            from torch.utils.tensorboard import SummaryWriter
 
-        self._log, self.evaluated = _open_log(run / "log.jsonl", first_step)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
+            self._log, self.evaluated = _open_log(run / "log.jsonl", first_step)
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1 if first_step else None)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._bar: tqdm | None = None
         self._smooth_loss = math.nan
@@ -51,7 +54,7 @@ class Progress:
             initial=step,
             desc=f"epoch {epoch + 1}/{self._epochs}",
             unit="step",
-            disable=not _is_terminal(),
+            disable=self._silent or not _is_terminal(),
             dynamic_ncols=True,
             bar_format="{desc} {percentage:3.0f}%|{bar}| {n}/{total}{postfix}",
         )
@@ -62,10 +65,13 @@ class Progress:
         self._seconds += time.perf_counter() - self._start
         if self._bar is not None:
             self._bar.close()
-        self._log.flush()
+        if not self._silent:
+            self._log.flush()
 
     def step(self, step: int, images: int, loss: float, learning_rate: float) -> None:
         """Count a finished step (`step` of the whole run, from 1) and show it."""
+        if self._silent:
+            return
         self._images += images
         self._steps += 1
         self._smooth_loss = (
@@ -92,6 +98,8 @@ class Progress:
 
     def record(self, step: int, values: dict[str, Any]) -> None:
         """Write a line of the log, and its numbers to TensorBoard."""
+        if self._silent:
+            return
         self._log.write(json.dumps({"step": step, **values}) + "\n")
         self._log.flush()
         for name, value in values.items():
@@ -103,8 +111,9 @@ class Progress:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        self._log.close()
-        self._board.close()
+        if not self._silent:
+            self._log.close()
+            self._board.close()
 
 
 def _open_log(file: Path, first_step: int) -> tuple[Any, set[int]]:

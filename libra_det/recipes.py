@@ -224,6 +224,7 @@ def _published(name: str, model: ModelConfig, learning_rate: float = 0.02) -> Co
             short_side=800,
             long_side=1333,
             size_divisor=32,
+            size_buckets=6,  # there two groups, wide and tall, and each batch padded to its largest image
             antialias=False,  # mmcv resizes with OpenCV's bilinear interpolation
             horizontal_flip=0.5,
             max_proposals=2000,  # fast_rcnn/fast-rcnn_r50_fpn_1x_coco.py

@@ -75,7 +75,7 @@ def write_text(file: Path, text: str) -> None:
     os.replace(unfinished, file)
 
 
-def environment(device: str) -> dict[str, Any]:
+def environment(device: str, processes: int = 1) -> dict[str, Any]:
     """What a number of this run depends on besides its configuration."""
     import numpy
     import torch
@@ -85,6 +85,7 @@ def environment(device: str) -> dict[str, Any]:
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "command": shlex.join(sys.argv),
         "device": device,
+        "processes": processes,
         "cpu_threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from libra_det.distributed import ALONE, World
 from libra_det.run_folder import write_json
 
 CURES = (
@@ -30,14 +31,31 @@ class Step:
     file_names: list[str]
     learning_rate: float
     names: list[str]  # of the losses
-    values: Tensor  # float32 on the CPU: the losses, the gradient's norm, and where measured that of each loss
+    values: Tensor  # float32 on the CPU: stop, the losses, the gradient's norm, and where measured that of each loss
     ready: torch.cuda.Event | None
     time: float  # when it was computed, or handed to the GPU
 
     @classmethod
-    def of(cls, step: int, file_names: list[str], learning_rate: float, names: list[str], values: Tensor) -> Step:
-        """Start to bring the numbers, `TrainStep`'s, to the CPU."""
-        values, ready = values.detach(), None
+    def of(
+        cls,
+        step: int,
+        file_names: list[str],
+        learning_rate: float,
+        names: list[str],
+        values: Tensor,
+        *,
+        stop: bool = False,
+        world: World = ALONE,
+    ) -> Step:
+        """Start to bring the numbers to the CPU.
+
+        Args:
+            step, file_names, learning_rate: as above.
+            names, values: of `TrainStep`, on its device.
+            stop: this process asks all to stop.
+            world: the processes, over which numbers become means.
+        """
+        values, ready = world.mean(torch.cat([values.new_full((1,), float(stop)), values.detach()])), None
         if values.is_cuda:
             values = values.to("cpu", non_blocking=True)  # into page-locked memory
             ready = torch.cuda.Event()
@@ -48,19 +66,21 @@ class Step:
         """The numbers, once they are there."""
         if self.ready is not None:
             self.ready.synchronize()
-        numbers, count = self.values.tolist(), len(self.names)
+        stop, *numbers = self.values.tolist()
+        count = len(self.names)
         losses = dict(zip(self.names, numbers[:count], strict=True))
         norms = dict(zip(self.names, numbers[count + 1 :], strict=False))  # none where they were not measured
-        return StepNumbers(losses, numbers[count], norms)
+        return StepNumbers(losses, numbers[count], norms, stop > 0)
 
 
 @dataclass
 class StepNumbers:
-    """The numbers of a step as the log has them."""
+    """The numbers of a step as the log has them, the same in all processes."""
 
     losses: dict[str, float]
     gradient_norm: float
     loss_norms: dict[str, float]  # norm of each loss's gradient with respect to the pyramid; empty if not measured
+    stop: bool  # a process asked all to stop, not later than after the next step
 
     @property
     def total(self) -> float:
@@ -77,15 +97,17 @@ class StepNumbers:
         }
 
 
-def check_finite(done: Step, numbers: StepNumbers, run: Path) -> None:
+def check_finite(done: Step, numbers: StepNumbers, run: Path, world: World = ALONE) -> None:
     """A loss or gradient that is not finite is a `NonFiniteLoss`, and RUN/non_finite.json lists the step's images."""
     culprits = [name for name, value in numbers.losses.items() if not math.isfinite(value)]
     if not culprits and math.isfinite(numbers.gradient_norm):
         return
     file = run / "non_finite.json"
-    facts = {"step": done.step, "file_names": done.file_names, "learning_rate": done.learning_rate}
+    file_names = [name for names in world.gather(done.file_names) for name in names]
+    facts = {"step": done.step, "file_names": file_names, "learning_rate": done.learning_rate}
     losses = {name: str(value) for name, value in numbers.losses.items()}
-    write_json(file, {**facts, "losses": losses, "gradient_norm": str(numbers.gradient_norm)})
+    if world.is_main:
+        write_json(file, {**facts, "losses": losses, "gradient_norm": str(numbers.gradient_norm)})
     raise NonFiniteLoss(
         f"step {done.step}: {', '.join(culprits) or 'the gradient'} became NaN or infinite; no weights were saved. "
         f"{file} lists the images of this step. {CURES}"

@@ -1,14 +1,14 @@
 """Train a detector: one loop, from a configuration to a run folder.
 
-Everything random in a step follows from (seed, step), and the learning rate from the step, so that a resumed run
-computes the same as one that was never interrupted.
+Everything random in a step follows from (seed, step) and the number of the process, and the learning rate from the
+step, so that a resumed run computes the same as one that was never interrupted. Of several processes the first one
+writes and prints; all of them come to the same decisions, from numbers that they share.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,10 +18,12 @@ import torch
 from torch import nn
 
 from libra_det.average import WeightAverage
+from libra_det.batches import SharedBatches
 from libra_det.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from libra_det.config import Config
 from libra_det.data import DetectionDataset, load_annotations, make_loader
 from libra_det.data.check import describe
+from libra_det.distributed import ALONE, World
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
@@ -30,7 +32,7 @@ from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
 from libra_det.run_folder import environment, write_json, write_text
 from libra_det.schedule import learning_rate, schedule_warning
-from libra_det.step import CURES, NonFiniteLoss, Step, check_finite
+from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
 from libra_det.train_step import TrainStep, make_optimizer, restore_optimizer
 from libra_det.weights.load import Weights, fill
@@ -46,6 +48,7 @@ class Trainer:
         checkpoint: to continue from, or None to begin.
         weights: of a detector, to begin from; with another number of classes its class layers begin at random.
         partial: take of `weights` what fits.
+        world: the processes that train together, each with a trainer of its own.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class Trainer:
         *,
         weights: Weights | None = None,
         partial: bool = False,
+        world: World = ALONE,
     ) -> None:
+        check_shares(config, world)
         if weights is not None:  # they bring a backbone
             config = replace(config, model=replace(config.model, backbone_weights=None))
-        self.config, self.run, self.device = config, run, device
+        self.config, self.run, self.device, self.world = config, run, device, world
         if checkpoint is None and weights is None:
             check_not_random(config.model.norm, config.model.frozen_stages, config.model.backbone_weights)
         check_proposals_are_named(config)
@@ -73,9 +78,14 @@ class Trainer:
         self.dataset = DetectionDataset(train_annotations, config.data, training=True, seed=config.train.seed)
         self.eval_dataset = DetectionDataset(eval_annotations, config.data, training=False, seed=config.train.seed)
         self.steps_per_epoch = self.dataset.steps_per_epoch
+        if world.size > 1 and len(self.dataset) < config.data.batch_size:
+            raise ValueError(
+                f"--batch-size {config.data.batch_size}: expected at most the {len(self.dataset)} images of "
+                f"{train_annotations.name}, which {world.size} processes could not share equally otherwise"
+            )
         _print_data(self.dataset, self.eval_dataset)
         warning = schedule_warning(config.train)
-        if warning:
+        if warning and world.is_main:
             print(f"libra: warning: {warning}", file=sys.stderr)
 
         torch.manual_seed(config.train.seed)
@@ -88,7 +98,7 @@ class Trainer:
         self.model = model.to(device, memory_format=memory_format)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
-        self.take_step = TrainStep(self.model, self.optimizer, config.train, device, self.average)
+        self.take_step = TrainStep(self.model, self.optimizer, config.train, device, self.average, world)
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
         self._began_from_weights = weights is not None
         if checkpoint is not None:
@@ -106,72 +116,85 @@ class Trainer:
             NonFiniteLoss: RUN/non_finite.json names the images.
             OSError, ValueError: an image could not be read; a checkpoint was written.
         """
-        write_text(self.run / "config.json", self.config.to_json() + "\n")
-        write_json(self.run / "environment.json", environment(str(self.device)))
+        if self.world.is_main:
+            write_text(self.run / "config.json", self.config.to_json() + "\n")
+            write_json(self.run / "environment.json", environment(str(self.device), self.world.size))
         if self._began_from_weights:  # which --resume is not given again
-            self._save()
+            self.world.from_main(self._save)
         first_step = self.epoch * self.steps_per_epoch + self.step
-        with closing(Progress(self.run, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
+        files = self.run if self.world.is_main else None
+        with closing(Progress(files, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
             while self.epoch < self.config.train.epochs:
                 # Before an epoch, not after one: a run that was stopped in between makes up for it.
-                if self._evaluation_is_due():
+                if self.world.from_main(self._evaluation_is_due):  # it has the log
                     self._evaluate()
                 self._train_epoch()
             evaluation = self._evaluate()
-        draw_pictures(self.eval_dataset.annotations, evaluation.results, self.run / "pictures")
+        if self.world.is_main:
+            draw_pictures(self.eval_dataset.annotations, evaluation.results, self.run / "pictures")
         return evaluation
 
     def _train_epoch(self) -> None:
         """The rest of an epoch, and its checkpoint. An interrupt, or an image that cannot be read, ends it early."""
         start = time.perf_counter()
         self.model.train()
-        with Interruptible() as interrupt:
+        world = self.world
+        with Interruptible(quiet=not world.is_main) as interrupt:
             self.progress.start_epoch(self.epoch, self.step)
             before: Step | None = None
-            loader = make_loader(self.dataset, epoch=self.epoch, start_step=self.step, device=self.device)
-            batches = _Batches(loader, interrupt)
+            loader = make_loader(
+                self.dataset,
+                epoch=self.epoch,
+                start_step=self.step,
+                device=self.device,
+                part=world.rank,
+                parts=world.size,
+            )
+            batches = SharedBatches(loader, interrupt, world)
             for batch in batches:
-                current = self._train_step(batch.to(self.device))
+                current = self._train_step(batch.to(self.device), stop=batches.asks_to_stop)
                 self.step += 1
                 # A GPU computes this step while the numbers of the one before are read.
                 if before is not None:
-                    self._read(before)
+                    batches.stopped = self._read(before).stop
                 before = current
-                if interrupt.signal_number is not None:
-                    break
             if before is not None:
                 self._read(before)
             self.progress.end_epoch()
-            if batches.error is not None and self.epoch == self.step == 0:  # nothing is lost
-                raise batches.error
+            error = next((error for error in world.gather(batches.error) if error is not None), None)
+            if error is not None and self.epoch == self.step == 0:  # nothing is lost
+                raise error
             if self.step == self.steps_per_epoch:
                 self.epoch, self.step = self.epoch + 1, 0
             self.seconds += time.perf_counter() - start
-            file = self._save()
-        if batches.error is not None:
-            print(
-                f"libra: {file} holds all that was learned; when what follows is mended, continue with: "
-                f"libra train --output {self.run} --resume",
-                file=sys.stderr,
-            )
-            raise batches.error
-        if interrupt.signal_number is not None:
-            raise Interrupted(file, interrupt.signal_number)
+            file = world.from_main(self._save)
+        if error is not None:
+            if world.is_main:
+                print(
+                    f"libra: {file} holds all that was learned; when what follows is mended, continue with: "
+                    f"libra train --output {self.run} --resume",
+                    file=sys.stderr,
+                )
+            raise error
+        signals = [number for number in world.gather(interrupt.signal_number) if number is not None]
+        if signals:
+            raise Interrupted(file, signals[0])
 
-    def _train_step(self, batch: Batch) -> Step:
+    def _train_step(self, batch: Batch, stop: bool = False) -> Step:
         train = self.config.train
         step = self.epoch * self.steps_per_epoch + self.step  # from 0
-        torch.manual_seed(_mixed(train.seed, step))
+        torch.manual_seed(_mixed(train.seed, step, self.world.rank))
         rate = learning_rate(train, step, self.steps_per_epoch)
         measure = train.log_gradient_share_every > 0 and (step + 1) % train.log_gradient_share_every == 0
         names, values = self.take_step(batch, learning_rate=rate, measure=measure)
-        return Step.of(step + 1, batch.file_names, rate, names, values)
+        return Step.of(step + 1, batch.file_names, rate, names, values, stop=stop, world=self.world)
 
-    def _read(self, done: Step) -> None:
+    def _read(self, done: Step) -> StepNumbers:
         """Check, show and log a step."""
         numbers = done.read()
-        check_finite(done, numbers, self.run)
-        self.progress.step(done.step, len(done.file_names), numbers.total, done.learning_rate)
+        check_finite(done, numbers, self.run, self.world)
+        images = len(done.file_names) * self.world.size
+        self.progress.step(done.step, images, numbers.total, done.learning_rate)
         last = self.steps_per_epoch * self.config.train.epochs
         every = self.config.train.log_every
         if numbers.loss_norms or (every and done.step % every == 0) or done.step in (1, last):
@@ -184,6 +207,7 @@ class Trainer:
             if self.device.type == "cuda":
                 values["max_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
             self.progress.record(done.step, values)
+        return numbers
 
     def _evaluation_is_due(self) -> bool:
         """The run is between two epochs, of which the first asks for an evaluation that the log does not have."""
@@ -192,7 +216,9 @@ class Trainer:
         return asked and self.epoch * self.steps_per_epoch not in self.progress.evaluated
 
     def _evaluate(self) -> Evaluation:
-        evaluation = evaluate(self.evaluated_model, self.eval_dataset, self.device, self.categories)
+        evaluation = evaluate(self.evaluated_model, self.eval_dataset, self.device, self.categories, world=self.world)
+        if not self.world.is_main:
+            return evaluation
         write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
         numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
         numbers["evaluation/voc_ap50"] = evaluation.metrics.voc_ap50
@@ -238,13 +264,14 @@ class Trainer:
             self.average.n_averaged.fill_(self.epoch * self.steps_per_epoch + self.step)
 
 
-def resume(run: Path, device: torch.device, config: Config | None = None) -> Trainer:
+def resume(run: Path, device: torch.device, config: Config | None = None, world: World = ALONE) -> Trainer:
     """A trainer that continues from the newest checkpoint of a run.
 
     Args:
         run: the run folder.
         device: where to compute.
         config: the run's configuration with changes, such as more epochs; None: as it was.
+        world: the processes that go on together; their number may be another than before.
 
     Raises:
         ValueError: the model was changed, which its weights would not fit; or the length of an epoch (by another
@@ -259,30 +286,25 @@ def resume(run: Path, device: torch.device, config: Config | None = None) -> Tra
             f"--resume: {changed[0]} was {old[changed[0]]!r} in this run, now it is {new[changed[0]]!r}; "
             "the model of a run stays as it is, start a new run to change it"
         )
-    return Trainer(config, run, device, checkpoint)
+    return Trainer(config, run, device, checkpoint, world=world)
 
 
-class _Batches:
-    """The loader's batches until there are no more, or one cannot be had; `error` tells then why.
+def check_shares(config: Config, world: World) -> None:
+    """Raises ValueError where a batch cannot be divided equally among the processes and the parts of each."""
+    shares = world.size * config.train.accumulate
+    if config.data.batch_size % shares:
+        raise ValueError(
+            f"--batch-size {config.data.batch_size}: expected a multiple of {shares} ({world.size} processes with "
+            f"--accumulate {config.train.accumulate}): a batch is the images of one step of all processes together"
+        )
 
-    A terminal's Ctrl-C may end the loader's worker processes as well, which is no error.
+
+def _mixed(seed: int, step: int, rank: int = 0) -> int:
+    """A seed for one step of one process: in practice different for all steps, seeds and processes.
+
+    The factors are odd; the first is 2^64 / golden ratio.
     """
-
-    def __init__(self, loader: Any, interrupt: Interruptible) -> None:
-        self.loader, self.interrupt = loader, interrupt
-        self.error: Exception | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        try:
-            yield from self.loader
-        except Exception as error:
-            if self.interrupt.signal_number is None:
-                self.error = error
-
-
-def _mixed(seed: int, step: int) -> int:
-    """A seed for one step: different for all steps and seeds in practice (the odd factor is 2^64 / golden ratio)."""
-    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9) & (2**63 - 1)
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**63 - 1)
 
 
 def _print_data(*datasets: DetectionDataset) -> None:

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from libra_det.average import WeightAverage
 from libra_det.config import TrainConfig
+from libra_det.distributed import ALONE, World
 from libra_det.models import DetectionModel
 from libra_det.step_graph import StepGraphs
 from libra_det.structures import Batch, Proposals, Targets
@@ -55,7 +56,7 @@ class StepInputs(NamedTuple):
 
 
 class LossFunction(nn.Module):
-    """A detector's losses as a function of tensors alone: what compilers trace and data parallelism wraps."""
+    """A detector's losses as a function of tensors alone: what compilers trace."""
 
     def __init__(self, model: DetectionModel, amp: bool) -> None:
         super().__init__()
@@ -71,8 +72,29 @@ class LossFunction(nn.Module):
             return self.model.losses_from_features(features, sizes, targets, proposals), features
 
 
+class MeasuredLosses(nn.Module):
+    """The losses, eager or compiled, and where asked for their gradients' norms: what data parallelism wraps.
+
+    Norms are measured inside of it, since the maps that it would return are not always those that the losses came from.
+    """
+
+    def __init__(self, losses: LossFunction, compiled: bool) -> None:
+        super().__init__()
+        self.losses = losses
+        # Not a module of this one, which has its parameters already.
+        self._programs = (losses, _compiled(losses) if compiled else losses)
+
+    def forward(self, part: StepInputs, measure: bool) -> tuple[dict[str, Tensor], Tensor | None]:
+        """The L losses by name, and the norm [L] of each one's gradient with respect to the pyramid, or None."""
+        eager, compiled = self._programs
+        # To differentiate by the maps inside, the program must not be one piece.
+        losses, features = (eager if measure else compiled)(*part)
+        norms = torch.stack(gradient_norms(list(losses.values()), features)) if measure else None
+        return losses, norms
+
+
 class StepValues(NamedTuple):
-    """What a step computed, on the device."""
+    """What a step computed, on the device. Of several processes each has the losses of its own images."""
 
     names: list[str]  # of the L losses
     values: Tensor  # float32 [L + 1], or [2 L + 1] where measured: losses, the gradient's norm, that of each loss
@@ -81,15 +103,19 @@ class StepValues(NamedTuple):
 class TrainStep:
     """Forward, backward, clipping, optimizer and moving average for one batch.
 
+    Of several processes each has a share of the batch; gradients are means over the processes, so that all take the
+    same step. Statistics of batch norm are gathered by each process for itself, as in published training.
+
     Args:
         model: on `device`, in its memory format.
         optimizer: of `make_optimizer`.
         config: amp, channels_last, compile, cuda_graph, accumulate and gradient_clip are used.
         device: where the batches are.
         average: follows the weights, or None.
+        world: the processes that train together; weights become those of the first.
 
     Raises:
-        ValueError: a CUDA graph is asked for on another device.
+        ValueError: a CUDA graph is asked for on another device, or by several processes.
     """
 
     def __init__(
@@ -99,13 +125,17 @@ class TrainStep:
         config: TrainConfig,
         device: torch.device,
         average: WeightAverage | None = None,
+        world: World = ALONE,
     ) -> None:
+        if config.cuda_graph and world.size > 1:
+            raise ValueError(f"--cuda-graph: expected one process, got {world.size}; leave it out")
         if config.cuda_graph and device.type != "cuda":
             raise ValueError(f"--cuda-graph: expected a CUDA device, got {device}; leave it out")
         self.model, self.optimizer, self.config, self.average = model, optimizer, config, average
         self.parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._losses: nn.Module = LossFunction(model, config.amp)
-        self._compiled = _compiled(self._losses) if config.compile else self._losses
+        self.world = world
+        self._losses = MeasuredLosses(LossFunction(model, config.amp), config.compile)
+        self._shared_losses: nn.Module = self._losses if world.size == 1 else _data_parallel(self._losses, device)
         self._graphs = StepGraphs(self._compute, device) if config.cuda_graph else None
         self._names: list[str] = []
 
@@ -134,18 +164,16 @@ class TrainStep:
 
     def _compute(self, inputs: StepInputs, measure: bool = False) -> Tensor:
         """What a CUDA graph captures: from the zeroed gradients to the new weights -> `StepValues.values`."""
-        # To differentiate by the maps inside, the program must not be one piece.
-        function = self._losses if measure else self._compiled
         self.optimizer.zero_grad(set_to_none=True)
         parts = inputs.split(self.config.accumulate)
         total, norms = torch.zeros((), device=inputs.images.device), []
         for number, part in enumerate(parts):
-            with self._gradients_stay_here(number + 1 < len(parts)):
-                losses, features = function(*part)
-                values = torch.stack(list(losses.values())) / len(parts)
-                if measure:
-                    norms.append(torch.stack(gradient_norms(list(losses.values()), features)) / len(parts))
-                values.sum().backward()
+            last = number + 1 == len(parts)
+            losses, part_norms = (self._shared_losses if last else self._losses)(part, measure)
+            values = torch.stack(list(losses.values())) / len(parts)
+            if part_norms is not None:
+                norms.append(part_norms / len(parts))
+            self._add_gradients(values.sum(), last)
             total = total + values.detach()
         self._names = list(losses)
         limit = math.inf if self.config.gradient_clip is None else self.config.gradient_clip
@@ -154,10 +182,20 @@ class TrainStep:
         # of several parts the norms are added up, as if the parts' gradients pointed the same way
         return torch.cat([total, norm.detach().reshape(1), *([torch.stack(norms).sum(0)] if measure else [])]).float()
 
-    def _gradients_stay_here(self, wanted: bool) -> AbstractContextManager[None]:
-        """Where several processes train: their gradients are not averaged yet."""
-        no_sync = getattr(self._losses, "no_sync", None)
-        return no_sync() if wanted and no_sync is not None else nullcontext()
+    def _add_gradients(self, loss: Tensor, last: bool) -> None:
+        """Those of a part. Of several processes each keeps them to itself until the last part, which averages all.
+
+        `DistributedDataParallel.no_sync` would do that, but not with a static graph: its first backward pass hands
+        over all gradients, also those that it was to keep, and its second counts them wrongly. Gradients that are
+        asked for by name pass it by.
+        """
+        if last or self.world.size == 1:
+            loss.backward()
+            return
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) -> torch.optim.Optimizer:
@@ -203,6 +241,17 @@ def gradient_norms(losses: Sequence[Tensor], features: Sequence[Tensor]) -> list
         used = [gradient.float() for gradient in gradients if gradient is not None]
         norms.append(torch.nn.utils.get_total_norm(used) if used else torch.zeros_like(loss))
     return norms
+
+
+def _data_parallel(losses: MeasuredLosses, device: torch.device) -> DistributedDataParallel:
+    """Averages the gradients of all processes while they are computed."""
+    return DistributedDataParallel(
+        losses,
+        device_ids=[device] if device.type == "cuda" else None,
+        broadcast_buffers=False,  # statistics: frozen, or each process's own
+        gradient_as_bucket_view=True,
+        static_graph=True,
+    )
 
 
 def _compiled(losses: nn.Module) -> nn.Module:

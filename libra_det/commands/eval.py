@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from libra_det.commands.common import loaded, one_source
+
+if TYPE_CHECKING:
+    import torch
+
+    from libra_det.distributed import World
 
 
 @dataclass
@@ -48,19 +53,27 @@ class Eval:
 
     def __call__(self) -> int:
         source = one_source(self.run, self.weights)
-        detector = loaded(source, self.device, self.recipe, self.partial, self.flip, self.half)
+        from libra_det.distributed import joined_world
+
+        with joined_world(self.device) as (world, device):
+            return self._evaluate(source, world, device)
+
+    def _evaluate(self, source: Path, world: World, device: torch.device) -> int:
+        detector = loaded(source, str(device), self.recipe, self.partial, self.flip, self.half)
         from libra_det.evaluate import draw_pictures, evaluate, evaluation_data, write_evaluation
         from libra_det.report import print_metrics
 
         names = ("data", "split", "annotations", "image_folder", "proposals", "batch_size", "workers")
         dataset = evaluation_data(detector, **{name: getattr(self, name) for name in names})
-        evaluation = evaluate(detector.model, dataset, detector.device, detector.categories, detector.inference)
+        evaluation = evaluate(detector.model, dataset, device, detector.categories, detector.inference, world)
+        if not world.is_main:
+            return 0
         split = dataset.annotations.name
         print_metrics(evaluation.metrics, f"{source}, {split} split of {dataset.config.data}")
         output = self.output or _run_folder(source) / "evaluation" / self._name(dataset.config.data, split)
         write_evaluation(evaluation, output, data=dataset.config.data, split=split)
         draw_pictures(dataset.annotations, evaluation.results, output / "pictures")
-        kind = "GPU memory" if detector.device.type == "cuda" else "memory"
+        kind = "GPU memory" if device.type == "cuda" else "memory"
         print(
             f"{len(dataset)} images at {evaluation.images_per_second:.2f} images/s (batches of "
             f"{dataset.config.batch_size}), peak {kind} {evaluation.peak_memory / 2**20:.0f} MiB\n"

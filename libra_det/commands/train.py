@@ -16,6 +16,7 @@ from libra_det.run_folder import new_run_folder, refuse_run
 if TYPE_CHECKING:
     import torch
 
+    from libra_det.distributed import World
     from libra_det.train import Trainer
 
 
@@ -39,25 +40,30 @@ class Train:
     """auto (the first GPU if there is one), cpu, cuda or cuda:N."""
 
     def __call__(self) -> int:
+        from libra_det.distributed import joined_world
+
+        with joined_world(self.device) as (world, device):
+            return self._train(world, device)
+
+    def _train(self, world: World, device: torch.device) -> int:
         from libra_det.checkpoint import checkpoint_files
-        from libra_det.devices import choose_device
         from libra_det.report import print_metrics
         from libra_det.train import resume
 
-        device = choose_device(self.device)
         if self.output is not None and not self.resume:
             refuse_run(self.output)
         # A run that was stopped before its first checkpoint begins again.
-        if self.resume and checkpoint_files(self.output):
+        if self.resume and world.from_main(lambda: bool(checkpoint_files(self.output))):
             if self.weights is not None:
                 print(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
-            trainer = resume(self.output, device, self.config)
+            trainer = resume(self.output, device, self.config, world)
         else:
-            trainer = self._trainer(device)
+            trainer = self._trainer(world, device)
         if not self.resume:  # only now, when the data was read: a mistake in the command leaves no folder
-            trainer.run = new_run_folder(self.output, self.config.recipe)
+            trainer.run = world.from_main(lambda: new_run_folder(self.output, self.config.recipe))
         run = trainer.run
-        print(f"run folder: {run} ({device})", flush=True)
+        processes = f"{device}, {world.size} processes" if world.size > 1 else f"{device}"
+        print(f"run folder: {run} ({processes})", flush=True)
         try:
             evaluation = trainer.train()
         except KeyboardInterrupt:  # in the evaluation, or a second Ctrl-C in training
@@ -72,17 +78,17 @@ class Train:
         )
         return 0
 
-    def _trainer(self, device: torch.device) -> Trainer:
+    def _trainer(self, world: World, device: torch.device) -> Trainer:
         """A trainer that begins: at random, from a backbone, or from a detector's weights."""
         from libra_det.train import Trainer
         from libra_det.weights.load import check_fit, read_weights
 
         run = self.output or Path()
         if self.weights is None:
-            return Trainer(self.config, run, device)
+            return Trainer(self.config, run, device, world=world)
         weights = read_weights(self.weights)
         if weights.is_backbone:
             model = replace(self.config.model, backbone_weights=str(self.weights))
-            return Trainer(replace(self.config, model=model), run, device)
+            return Trainer(replace(self.config, model=model), run, device, world=world)
         check_fit(weights, self.config, partial=self.partial)  # before the data is read
-        return Trainer(self.config, run, device, weights=weights, partial=self.partial)
+        return Trainer(self.config, run, device, weights=weights, partial=self.partial, world=world)

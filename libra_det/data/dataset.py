@@ -25,6 +25,7 @@ from libra_det.data.images import load_image, pad, resize, resized_size
 from libra_det.data.problems import Problems
 from libra_det.data.proposal_file import ProposalFile
 from libra_det.data.records import Annotations, ImageRecord
+from libra_det.data.sampler import PlannedBatch, Size, assign, choose_buckets, plan_batches
 from libra_det.structures import Batch, Proposals, Targets
 
 _SLOT_MULTIPLE = 8  # target slots are a multiple of this, so that few shapes are ever compiled
@@ -79,6 +80,12 @@ class DetectionDataset(Dataset[Sample]):
         self._proposals = self._open_proposals()
         fullest = 0 if self._proposals is None else min(self._proposals.most(self.images), config.max_proposals)
         self.proposal_slots = max(1, -(-fullest // _SLOT_MULTIPLE)) * _SLOT_MULTIPLE
+        self._buckets: list[Size] = []
+        self._bucket_of: list[int] = []
+        if training and config.size_buckets > 0:
+            sizes = [self._padded_size(image) for image in self.images]
+            self._buckets = choose_buckets(sizes, config.size_buckets)
+            self._bucket_of = assign(sizes, self._buckets)
         self._cache: ImageCache | None = None
         if training and config.cache_mb > 0:
             self._cache = ImageCache([self._cached_size(image) for image in self.images], config.cache_mb)
@@ -121,12 +128,25 @@ class DetectionDataset(Dataset[Sample]):
         # The length sets this stream apart from those of the samples, whose last number is below it.
         return np.random.default_rng([self.seed, epoch, len(self.images)]).permutation(len(self.images)).tolist()
 
-    def collate(self, samples: list[Sample]) -> Batch:
+    def batches(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of `epoch`, `steps_per_epoch` of them: a pure function of seed and epoch.
+
+        Each takes the next images of `order`; with `size_buckets` in training, images of one bucket as `plan_batches`
+        groups them. The images that an epoch leaves out are the same either way, the last ones of its order.
+        """
+        order, size = self.order(epoch), self.config.batch_size
+        order = order[: self.steps_per_epoch * size]
+        if self._buckets:
+            return plan_batches(order, self._bucket_of, self._buckets, size)
+        return [PlannedBatch(order[start : start + size], None) for start in range(0, len(order), size)]
+
+    def collate(self, samples: list[Sample], size: Size | None = None) -> Batch:
         """B samples -> a batch with `target_slots` slots for each image, of which difficult objects get none.
 
-        Where the config names a file of proposals, these have `proposal_slots` slots.
+        Images are padded to `size`, or to the largest of them. Where the config names a file of proposals, these have
+        `proposal_slots` slots.
         """
-        images, sizes = pad([sample.image for sample in samples], self.config.size_divisor)
+        images, sizes = pad([sample.image for sample in samples], self.config.size_divisor, size)
         batch, slots = len(samples), self.target_slots
         boxes = torch.zeros(batch, slots, 4)
         labels = torch.zeros(batch, slots, dtype=torch.int64)
@@ -168,6 +188,12 @@ class DetectionDataset(Dataset[Sample]):
         proposals.check(self.images, self.annotations.name)
         return proposals
 
+    def _padded_size(self, record: ImageRecord) -> Size:
+        """Height and width that an image needs at its largest."""
+        width, height = resized_size(record.width, record.height, self.config, self.config.scale_jitter[1])
+        divisor = self.config.size_divisor
+        return -(-height // divisor) * divisor, -(-width // divisor) * divisor
+
     def _cached_size(self, record: ImageRecord) -> tuple[int, int]:
         """Width and height at which an image is loaded: that of training, or its own if the size changes each time."""
         low, high = self.config.scale_jitter
@@ -189,26 +215,25 @@ class DetectionDataset(Dataset[Sample]):
         )
 
 
-class _Epoch(Dataset[Sample | Exception]):
-    """A data set as it is seen in one epoch."""
+class _Epoch(Dataset[Batch | Exception]):
+    """The batches of an epoch."""
 
-    def __init__(self, dataset: DetectionDataset, epoch: int) -> None:
+    def __init__(self, dataset: DetectionDataset, epoch: int, batches: Sequence[PlannedBatch]) -> None:
         self.dataset = dataset
         self.epoch = epoch
+        self.batches = batches
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.batches)
 
-    def __getitem__(self, index: int) -> Sample | Exception:
-        """The sample, or why it cannot be loaded: torch would wrap a raised error in the traceback of its worker."""
+    def __getitem__(self, number: int) -> Batch | Exception:
+        """The batch, or why it cannot be loaded: torch would wrap a raised error in the traceback of its worker."""
+        batch = self.batches[number]
         try:
-            return self.dataset.sample(index, self.epoch)
+            samples = [self.dataset.sample(index, self.epoch) for index in batch.index]
         except (OSError, ValueError) as error:
             return error
-
-    def collate(self, samples: list[Sample | Exception]) -> Batch | Exception:
-        errors = (sample for sample in samples if isinstance(sample, Exception))
-        return next(errors, None) or self.dataset.collate(samples)
+        return self.dataset.collate(samples, batch.size)
 
 
 class _Loader(DataLoader[Batch]):
@@ -228,6 +253,8 @@ def make_loader(
     start_step: int = 0,
     device: torch.device | str = "cpu",
     batches: Sequence[Sequence[int]] | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> DataLoader[Batch]:
     """Batches of one epoch.
 
@@ -237,25 +264,26 @@ def make_loader(
         epoch: decides order and augmentation in training.
         start_step: batches at the beginning that are left out without loading them, to resume within an epoch.
         device: where the batches will go; for CUDA they come in page-locked memory.
-        batches: positions in `dataset.images` of each batch; None: as many as batch_size in the order of the epoch.
+        batches: positions in `dataset.images` of each batch; None: those of the epoch.
+        part, parts: which of how many processes this is, each of which gets an equal share of every batch. A share is
+            padded like the whole batch where this has a size of its own, in buckets.
 
     Returns:
         a loader of `structures.Batch`; its length is `dataset.steps_per_epoch - start_step`. Reading from it raises
         what `load_image` raises for a file that is missing or damaged.
     """
-    steps, size = dataset.steps_per_epoch, dataset.config.batch_size
+    steps = dataset.steps_per_epoch
     if not 0 <= start_step <= steps:
         raise ValueError(f"start_step: expected 0 to {steps}, the batches of an epoch, got {start_step}")
-    order = dataset.order(epoch)
     if batches is None:
-        batches = [order[step * size : (step + 1) * size] for step in range(start_step, steps)]
-    workers = min(dataset.config.workers, len(batches))
-    samples = _Epoch(dataset, epoch)
+        planned = [batch.share(part, parts) for batch in dataset.batches(epoch)[start_step:]]
+    else:
+        planned = [PlannedBatch(list(batch), None) for batch in batches]
+    workers = min(dataset.config.workers, len(planned))
     return _Loader(
-        samples,
-        batch_sampler=batches,
+        _Epoch(dataset, epoch, planned),
+        batch_size=None,
         num_workers=workers,
-        collate_fn=samples.collate,
         pin_memory=torch.device(device).type == "cuda",
         worker_init_fn=_set_signals,
         # Forked workers start in milliseconds and share the image cache.

@@ -188,10 +188,13 @@ def resize_and_pad(images: Sequence[Tensor], config: DataConfig) -> tuple[Tensor
     )
 
 
-def pad(images: Sequence[Tensor], size_divisor: int) -> tuple[Tensor, Tensor]:
-    """Pads images to the largest of them, rounded up to a multiple of `size_divisor`. Returns as `resize_and_pad`."""
+def pad(images: Sequence[Tensor], size_divisor: int, size: tuple[int, int] | None = None) -> tuple[Tensor, Tensor]:
+    """Pads images to `size` (height, width) or else to the largest of them, rounded up to a multiple of `size_divisor`.
+
+    Returns as `resize_and_pad`.
+    """
     sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32)  # [B, 2] height, width
-    height, width = (-(-int(side) // size_divisor) * size_divisor for side in sizes.amax(0))
+    height, width = size or (-(-int(side) // size_divisor) * size_divisor for side in sizes.amax(0))
     batch = torch.zeros(len(images), 3, height, width, dtype=torch.uint8)
     for slot, image in zip(batch, images, strict=True):
         slot[:, : image.shape[1], : image.shape[2]] = image

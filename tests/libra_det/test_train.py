@@ -36,8 +36,8 @@ def interrupt_at(trainer: Trainer, step: int, monkeypatch) -> None:
     """Ctrl-C arrives while `step` (from 1) is computed."""
     compute = trainer._train_step
 
-    def compute_and_interrupt(batch):
-        done = compute(batch)
+    def compute_and_interrupt(batch, **options):
+        done = compute(batch, **options)
         if done.step == step:
             signal.raise_signal(signal.SIGINT)
         return done
@@ -268,9 +268,9 @@ def test_a_non_finite_loss_stops_without_saving(tiny_config, tmp_path):
     trainer = new_trainer(tiny_config(epochs=2), run)
     compute, step, seen = trainer.model.losses_from_features, trainer._train_step, []
 
-    def recorded(batch):
+    def recorded(batch, **options):
         seen.append(batch.file_names)
-        return step(batch)
+        return step(batch, **options)
 
     def poisoned(*arguments):
         losses = compute(*arguments)
