@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align, sample_iou_balanced
+from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align, nms_padded, sample_iou_balanced
 
 KINDS = ("iou", "iof", "giou", "diou", "ciou")
 
@@ -47,6 +47,20 @@ def matched(n: int, g: int, shared: bool, crowd: bool) -> Callable[[str], tuple[
         regions = boxes(2, 3, seed=2).to(device) if crowd else None
         rules = {"positive_iou": 0.5, "negative_iou": 0.3, "min_positive_iou": 0.2, "crowd": regions}
         return tuple(match_boxes(candidates.to(device), targets.to(device), valid.to(device), **rules))
+
+    return run
+
+
+def suppressed(n: int, groups: int, max_output: int) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        candidates = boxes(3, n, seed=3)
+        candidates[0, n // 2] = torch.nan
+        scores = (torch.rand(3, n, generator=generator) * 500).round() / 500  # with ties
+        group = torch.randint(groups, (3, n), generator=generator) - groups // 2
+        valid = torch.rand(3, n, generator=generator) < 0.9
+        rules = {"iou_threshold": 0.6, "max_output": max_output, "score_threshold": 0.05, "valid": valid.to(device)}
+        return tuple(nms_padded(candidates.to(device), scores.to(device), group.to(device), **rules))
 
     return run
 
@@ -120,6 +134,8 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
     yield "box_iou of one", overlaps("iou", torch.float32, 1, 1)
     for n, g, shared, crowd in ((1300, 5, True, True), (1300, 131, False, False), (1, 1, False, True)):
         yield f"match_boxes {n} x {g}", matched(n, g, shared, crowd)
+    for n, groups, limit in ((1, 1, 1), (700, 3, 100), (1300, 1, 2000), (9000, 80, 100)):
+        yield f"nms_padded {n} -> {limit}", suppressed(n, groups, limit)
     for n in (1, 700, 9000):
         for positives in ("instance_balanced", "random"):
             for bins in ("paper", "published"):

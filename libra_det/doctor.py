@@ -106,6 +106,11 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         samples = libra_ops.sample_iou_balanced(match(), num_samples=2, positive_fraction=0.5)
         _expect("index", samples.index.flatten().tolist(), [0, 2])
 
+    def try_nms() -> None:
+        found = libra_ops.nms_padded(boxes[None], boxes[None, :, 2], iou_threshold=0.4, max_output=3)
+        _expect("index", found.index.flatten().tolist(), [2, 0, 0])
+        _expect("valid", found.valid.flatten().tolist(), [1, 1, 0])
+
     def try_loss() -> None:
         leaf = torch.zeros(1, 4, device=device, requires_grad=True)
         loss = libra_ops.balanced_l1_loss(leaf, torch.full((1, 4), 2.0, device=device), reduction="sum")
@@ -123,6 +128,7 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         "box_iou": try_box_iou,
         "match_boxes": try_match_boxes,
         "sample_iou_balanced": try_sample,
+        "nms_padded": try_nms,
         "balanced_l1_loss": try_loss,
         "multiscale_roi_align": try_pooling,
     }

@@ -39,7 +39,7 @@ struct NmsArguments {
                         std::nullopt,
                         boxes.size(0),
                         slots,
-                        {NmsRules::rounded_down(iou_threshold), static_cast<float>(score_threshold.value_or(0)),
+                        {IouBound::make(iou_threshold), static_cast<float>(score_threshold.value_or(0)),
                          score_threshold.has_value(), std::min(max_output, slots)}};
     if (groups) result.groups = make_contiguous(*groups, 8);
     if (valid) result.valid = make_contiguous(*valid, 1);

@@ -3,8 +3,8 @@
 // 1. collect: the slots that take part, found by flags in vector code, as numbers of rank and slot.
 // 2. sort: by these numbers, so by falling score, ties by the lower slot.
 // 3. greedy: a candidate is compared with the kept boxes of its group alone, 16 at a time, and the walk ends as soon as
-//    enough are kept. A comparison by products tells almost always that nothing suppresses it; only otherwise 16
-//    quotients decide.
+//    enough are kept. A comparison in float32 tells almost always that nothing suppresses it; only otherwise
+//    one in float64 decides.
 #include "nms_padded/nms_padded_cpu_kernel.h"
 
 #include <algorithm>
@@ -56,16 +56,17 @@ void flag_scores(const float* scores, const uint8_t* valid, int64_t n, const Nms
 
 // Whether one of the blocks' boxes suppresses the box.
 LIBRA_VECTOR_CLONES
-bool any_suppresses(const KeptBlock* blocks, int64_t count, const Box<float>& box_in, float threshold) {
+bool any_suppresses(const KeptBlock* blocks, int64_t count, const Box<float>& box_in, const IouBound& bound_in) {
   const Box<float> box = box_in;
+  const IouBound bound = bound_in;
   const float area = signed_area(box);
   for (int64_t b = 0; b < count; ++b) {
     const KeptBlock& kept = blocks[b];
     int32_t close = 0;
-    for (int i = 0; i < kLanes; ++i) close |= may_suppress(kept.box(i), kept.area[i], box, area, threshold);
+    for (int i = 0; i < kLanes; ++i) close |= may_suppress(kept.box(i), kept.area[i], box, area, bound);
     if (!close) continue;
     for (int i = 0; i < kLanes; ++i) {
-      if (suppresses(kept.box(i), kept.area[i], box, area, threshold)) return true;
+      if (suppresses(kept.box(i), kept.area[i], box, area, bound)) return true;
     }
   }
   return false;
@@ -181,8 +182,8 @@ class Suppressor {
       if (kept == rules_.max_output) break;
       const auto slot = static_cast<uint32_t>(number);
       Group& group = group_of(slot);
-      if (group.count && any_suppresses(&blocks_[group.first], (group.count + kLanes - 1) / kLanes, boxes_[slot],
-                                        rules_.iou_threshold)) {
+      if (group.count &&
+          any_suppresses(&blocks_[group.first], (group.count + kLanes - 1) / kLanes, boxes_[slot], rules_.iou)) {
         continue;
       }
       add(group, boxes_[slot]);

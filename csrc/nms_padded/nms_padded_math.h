@@ -12,32 +12,42 @@
 
 namespace libra {
 
+// "The float32 quotient is more than this number", without a division.
+struct IouBound {
+  float below;   // the next float32 that is not more than the number
+  double exact;  // half way to the one above: what rounds to more than `below` is more than this, and nothing else is.
+                 // Quotients of float32 numbers are never half way between two of them.
+
+  static IouBound make(double number) {
+    float below = static_cast<float>(number);
+    if (static_cast<double>(below) > number) below = std::nextafter(below, -INFINITY);
+    return {below, (static_cast<double>(below) + static_cast<double>(std::nextafter(below, 2.0f))) / 2};
+  }
+};
+
 struct NmsRules {
-  float iou_threshold;    // 0..1; a box goes if its IoU with a better one is more than this
+  IouBound iou;           // 0..1; a box goes if its IoU with a better one is more than this
   float score_threshold;  // with has_score_threshold: a box takes part only if its score is more than this
   bool has_score_threshold;
   int64_t max_output;  // boxes kept of an image, at most
-
-  // The IoU is float32 and is compared with a float64: it is more than that exactly if it is more than the next
-  // float32 below.
-  static float rounded_down(double threshold) {
-    const float rounded = static_cast<float>(threshold);
-    return static_cast<double>(rounded) > threshold ? std::nextafter(rounded, -INFINITY) : rounded;
-  }
 };
 
 LIBRA_FORMULA float signed_area(const Box<float>& box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }
 
-// Whether the IoU can be more than the threshold; surely so if it is: t * union < intersection survives rounding as <=.
-LIBRA_FORMULA bool may_suppress(const Box<float>& a, float area_a, const Box<float>& b, float area_b, float threshold) {
+// Areas are those of signed_area(). False only where the IoU is surely not more: bound * union < intersection, which is
+// so for those that are more, survives rounding as <=.
+LIBRA_FORMULA bool may_suppress(const Box<float>& a, float area_a, const Box<float>& b, float area_b,
+                                const IouBound& bound) {
   const float inter = intersection(a, b);
-  return inter >= threshold * (area_a + area_b - inter);
+  return inter >= bound.below * (area_a + area_b - inter);
 }
 
-// Areas are those of signed_area().
-LIBRA_FORMULA bool suppresses(const Box<float>& a, float area_a, const Box<float>& b, float area_b, float threshold) {
+// The IoU is more than the bound. The product of two float32 numbers and a bit is exact in float64. The union is
+// positive where the intersection is.
+LIBRA_FORMULA bool suppresses(const Box<float>& a, float area_a, const Box<float>& b, float area_b,
+                              const IouBound& bound) {
   const float inter = intersection(a, b);
-  return inter / (area_a + area_b - inter) > threshold;
+  return inter > 0.0f && static_cast<double>(inter) > bound.exact * static_cast<double>(area_a + area_b - inter);
 }
 
 LIBRA_FORMULA bool is_finite(const Box<float>& box) {

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align
+from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align, nms_padded
 
 pytestmark = pytest.mark.cuda
 
@@ -27,6 +27,13 @@ def match(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     crowd[:, -1:].fill_(True)
     rules = {"positive_iou": 0.7, "negative_iou": 0.3, "min_positive_iou": 0.3}
     return match_boxes(boxes, targets, valid, crowd=crowd, **rules)
+
+
+def suppress(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    """Two images of 150 boxes in three groups; the boxes' first coordinates are their scores."""
+    boxes = boxes.view(2, 150, 4)
+    groups = (torch.arange(150, device=boxes.device) % 3).expand(2, -1)
+    return nms_padded(boxes, boxes[..., 0], groups, iou_threshold=0.5, max_output=40, score_threshold=5.0)
 
 
 def overlap(kind: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
@@ -67,6 +74,7 @@ def pool(sampling_ratio: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
 
 FUNCTIONS = {
     "match_boxes": match,
+    "nms_padded": suppress,
     "box_iou": overlap("iou"),
     "box_iou ciou": overlap("ciou"),
     "balanced_l1_loss": loss("none"),
