@@ -15,7 +15,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align, nms_padded, sample_iou_balanced
+from libra_ops import (
+    balanced_l1_loss,
+    box_iou,
+    decode_boxes,
+    encode_boxes,
+    match_boxes,
+    multiscale_roi_align,
+    nms_padded,
+    sample_iou_balanced,
+    topk_per_level,
+)
 
 KINDS = ("iou", "iof", "giou", "diou", "ciou")
 
@@ -124,6 +134,30 @@ def pooled(
     return run
 
 
+def best(dtype: torch.dtype, k: int, threshold: float | None = None) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        scores = torch.randn(2, 20_131, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+        scores[:, ::7] = 0.5
+        return topk_per_level(scores, [20_001, 0, 130], k, threshold=threshold)
+
+    return run
+
+
+def coded(dtype: torch.dtype) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        references, targets = boxes(301, seed=1, dtype=dtype).to(device), boxes(2, 5, seed=2, dtype=dtype).to(device)
+        index, target_index = (torch.randint(n, (2, 513), generator=generator).to(device) for n in (301, 5))
+        deltas = torch.randn(2, 301, 3, 4, generator=generator, dtype=dtype).to(device).requires_grad_()
+        sizes = torch.tensor([[50.0, 70.0], [80.0, 60.0]], device=device)
+        moved = decode_boxes(references, deltas, sizes=sizes)
+        chosen = decode_boxes(references, deltas.detach(), index=index)
+        encoded = encode_boxes(references, targets, index=index, target_index=target_index)
+        return moved.detach(), chosen, encoded, *torch.autograd.grad(moved.sum(), deltas)
+
+    return run
+
+
 def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
     """What is run, with a name: takes a device, returns results to compare between devices."""
     for kind in KINDS:
@@ -151,6 +185,13 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
     yield "sample_iou_balanced many samples", sampled(9000, **many)
     for n in (700, 9000):  # the number of such a target has no place in a packed word
         yield f"sample_iou_balanced {n} high targets", sampled(n, first_target=1 << 21, **many)
+    for dtype in (torch.float32, torch.bfloat16):
+        for k in (1, 300, 7000):
+            yield f"topk_per_level {dtype} {k}", best(dtype, k)
+    for threshold in (0.0, 2.0):
+        yield f"topk_per_level above {threshold}", best(torch.float32, 300, threshold)
+    for dtype in (torch.float32, torch.float64):
+        yield f"box coding {dtype}", coded(dtype)
     for reduction in ("none", "sum", "mean"):
         for formula in ("paper", "published"):
             yield f"balanced_l1_loss {reduction} {formula}", loss(torch.float32, 1031, reduction, formula)

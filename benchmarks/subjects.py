@@ -4,12 +4,30 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks import balanced_l1_loss, box_iou, match_and_sample, match_boxes, nms_padded, sample_iou_balanced
+from benchmarks import (
+    balanced_l1_loss,
+    box_coding,
+    box_iou,
+    match_and_sample,
+    match_boxes,
+    nms_padded,
+    sample_iou_balanced,
+    topk_per_level,
+)
 from benchmarks.case import Case, Plan
 
 SUBJECTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
     for module in (match_boxes, match_and_sample, balanced_l1_loss, box_iou, sample_iou_balanced, nms_padded)
+    for module in (
+        match_boxes,
+        match_and_sample,
+        balanced_l1_loss,
+        box_iou,
+        sample_iou_balanced,
+        topk_per_level,
+        box_coding,
+    )
 }
 
 

@@ -124,6 +124,19 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         _expect("pooled", pooled.flatten().tolist(), [3.0] * 6)
         _expect("sum of its gradient", [float(maps[0].grad.sum())], [6.0])
 
+    def try_topk() -> None:
+        scores = torch.tensor([[1.0, 3.0, 2.0, 0.0, 5.0]], device=device)
+        _expect("index", libra_ops.topk_per_level(scores, [3, 2], 2)[1].flatten().tolist(), [1, 2, 4, 3])
+
+    def try_box_coding() -> None:
+        deltas = libra_ops.encode_boxes(boxes[:1], targets)  # [1, 1, 4]
+        _expect("deltas", deltas.flatten().tolist(), [0.0] * 4)
+        leaf = deltas.clone().requires_grad_()
+        decoded = libra_ops.decode_boxes(boxes[:1], leaf)
+        decoded.sum().backward()
+        _expect("boxes", decoded.flatten().tolist(), targets.flatten().tolist())
+        _expect("gradient", leaf.grad.flatten().tolist(), [20.0, 20.0, 0.0, 0.0])
+
     return {
         "box_iou": try_box_iou,
         "match_boxes": try_match_boxes,
@@ -131,6 +144,8 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         "nms_padded": try_nms,
         "balanced_l1_loss": try_loss,
         "multiscale_roi_align": try_pooling,
+        "topk_per_level": try_topk,
+        "encode_boxes and decode_boxes": try_box_coding,
     }
 
 

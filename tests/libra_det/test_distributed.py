@@ -16,7 +16,6 @@ from libra_det.evaluate import evaluate
 from libra_det.train import Trainer
 from libra_det.train_step import TrainStep
 
-
 CPU = torch.device("cpu")
 WORKER = Path(two.__file__)
 SECONDS = 120.0

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes, multiscale_roi_align, nms_padded
+from libra_ops import (
+    balanced_l1_loss,
+    box_iou,
+    decode_boxes,
+    encode_boxes,
+    match_boxes,
+    multiscale_roi_align,
+    nms_padded,
+    topk_per_level,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -72,11 +81,23 @@ def pool(sampling_ratio: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     return run
 
 
+def best(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    return topk_per_level(boxes.flatten()[None], [1000, boxes.numel() - 1000], 20)
+
+
+def code(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    deltas = encode_boxes(boxes[:8], targets).requires_grad_()
+    moved = decode_boxes(boxes[:8], deltas, sizes=targets[:, 0, 2:])
+    return deltas.detach(), moved.detach(), *torch.autograd.grad(moved.sum(), deltas)
+
+
 FUNCTIONS = {
     "match_boxes": match,
     "nms_padded": suppress,
     "box_iou": overlap("iou"),
     "box_iou ciou": overlap("ciou"),
+    "topk_per_level": best,
+    "box coding": code,
     "balanced_l1_loss": loss("none"),
     "balanced_l1_loss mean": loss("mean"),
     "multiscale_roi_align": pool(0),
