@@ -32,6 +32,12 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");
+
+  // The gradients are those of the reduced loss; empty unless with_gradient and with_target_gradient.
+  m.def(
+      "box_regression_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? references, Tensor? delta_stds, int kind, "
+      "int reduction, bool with_gradient, bool with_target_gradient) "
+      "-> (Tensor loss, Tensor gradient, Tensor target_gradient)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

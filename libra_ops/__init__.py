@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from libra_ops._extension import build_info
     from libra_ops.balanced_l1_loss import balanced_l1_loss
     from libra_ops.box_iou import box_iou
+    from libra_ops.box_regression_loss import box_regression_loss
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.sample_iou_balanced import Samples, sample_iou_balanced
     from libra_ops.sigmoid_focal_loss import sigmoid_focal_loss
@@ -31,6 +32,7 @@ __all__ = [
     "Samples",
     "balanced_l1_loss",
     "box_iou",
+    "box_regression_loss",
     "build_info",
     "match_boxes",
     "sample_iou_balanced",
@@ -42,6 +44,7 @@ _HOME = {  # public name: the module that defines it
     "Samples": "sample_iou_balanced",
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
+    "box_regression_loss": "box_regression_loss",
     "build_info": "_extension",
     "match_boxes": "match_boxes",
     "sample_iou_balanced": "sample_iou_balanced",

@@ -176,3 +176,24 @@ def sigmoid_focal_loss(logits, labels, mask=None, alpha=0.25, gamma=2.0, reducti
     if mask is not None:
         loss = torch.where(mask[..., None], loss, 0.0)
     return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]
+
+
+def decode_boxes(references, deltas, stds=None):
+    """Girshick et al. 2014, appendix C: boxes that deltas (dx, dy, dw, dh) move references to; dw, dh clipped."""
+    deltas = deltas if stds is None else deltas * stds
+    size, limit = references[..., 2:] - references[..., :2], math.log(1000 / 16)
+    centre = (references[..., :2] + references[..., 2:]) / 2 + deltas[..., :2] * size
+    half = size * deltas[..., 2:].clamp(-limit, limit).exp() / 2
+    return torch.cat((centre - half, centre + half), -1)
+
+
+def box_regression_loss(pred, target, kind="iou", weight=None, reduction="none", references=None, delta_stds=None):
+    """1 - overlap of pairs: GIoU (Rezatofighi et al. 2019), DIoU and CIoU (Zheng et al. 2020), of decoded deltas."""
+    if references is not None:
+        pred = decode_boxes(references, pred, delta_stds)
+    if weight is not None:  # a masked pair counts nothing, whatever it holds
+        pred, target = (torch.where(weight[..., None] == 0, torch.zeros_like(x), x) for x in (pred, target))
+    loss = 1 - box_iou(pred[..., None, :], target[..., None, :], kind)[..., 0, 0]
+    if weight is not None:
+        loss = loss * weight
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]

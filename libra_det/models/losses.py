@@ -8,8 +8,40 @@ from torch import Tensor
 
 import libra_ops
 from libra_det.config import ModelConfig
+from libra_det.models.box_coder import encode_boxes
 
-BOX_LOSSES = ("l1", "smooth_l1", "balanced_l1")
+OVERLAP_LOSSES = ("iou", "giou", "diou", "ciou")
+BOX_LOSSES = ("l1", "smooth_l1", "balanced_l1", *OVERLAP_LOSSES)
+
+
+def regression_loss_sum(
+    deltas: Tensor,
+    references: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    kind: str,
+    config: ModelConfig,
+    stds: Tensor | None = None,
+) -> Tensor:
+    """Sum of a box regression loss over the slots of `mask`.
+
+    Args:
+        deltas: [..., 4] as predicted (box_coder.py).
+        references: the boxes that they move, xyxy pixels; [..., 4], or without leading dimensions that all share.
+        targets: [..., 4] xyxy pixels.
+        mask: [...] bool.
+        kind: "iou", "giou", "diou" or "ciou", 1 - the overlap of the decoded box with its target; or a loss of the four
+            deltas, of `box_loss_sum`.
+        stds: [4], what the deltas were divided by; None for ones.
+
+    Returns:
+        Scalar float32.
+    """
+    if kind in OVERLAP_LOSSES:
+        return libra_ops.box_regression_loss(
+            deltas.float(), targets, kind, mask, reduction="sum", references=references, delta_stds=stds
+        )
+    return box_loss_sum(deltas, encode_boxes(references, targets, stds), mask, kind, config)
 
 
 def box_loss_sum(predicted: Tensor, wanted: Tensor, mask: Tensor, kind: str, config: ModelConfig) -> Tensor:

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
-from libra_det.models.box_coder import decode_boxes, encode_boxes
+from libra_det.models.box_coder import decode_boxes
 from libra_det.models.detection_model import DetectionModel, at_least_one_slot
 from libra_det.models.layers import named_conv
-from libra_det.models.losses import box_loss_sum, focal_loss_sum
+from libra_det.models.losses import focal_loss_sum, regression_loss_sum
 from libra_det.models.postprocess import boxes_at, finish
 from libra_det.structures import Detections, Proposals, Targets
 
@@ -87,12 +87,13 @@ class RetinaHead(nn.Module):
             labels = torch.take_along_dim(targets.labels, matches.index, 1)
             labels = torch.where(positive, labels, self.num_classes)
             target_boxes = torch.take_along_dim(targets.boxes, matches.index[..., None], 1)  # [B, N, 4]
-            wanted = encode_boxes(predictions.anchors, target_boxes)
             count = positive.sum(1).clamp(min=1).sum() + torch.finfo(torch.float32).eps
         class_loss = focal_loss_sum(
             predictions.logits, labels, matches.state >= 0, config.focal_alpha, config.focal_gamma
         )
-        box_loss = box_loss_sum(predictions.deltas, wanted, positive, config.box_loss, config)
+        box_loss = regression_loss_sum(
+            predictions.deltas, predictions.anchors, target_boxes, positive, config.box_loss, config
+        )
         return {
             "class": config.class_loss_weight * class_loss / count,
             "box": config.box_loss_weight * box_loss / count,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
-from libra_det.models.box_coder import clip_boxes, decode_boxes, encode_boxes
-from libra_det.models.losses import binary_loss_sum, box_loss_sum
+from libra_det.models.box_coder import clip_boxes, decode_boxes
+from libra_det.models.losses import binary_loss_sum, regression_loss_sum
 from libra_det.models.postprocess import best_slots, boxes_at, suppress, usable
 from libra_det.structures import Proposals, Targets
 
@@ -113,12 +113,13 @@ class RPNHead(nn.Module):
             chosen = samples.index[:, :num_positives]  # [B, P]
             target_index = torch.take_along_dim(matches.index, chosen, 1)
             target_boxes = torch.take_along_dim(targets.boxes, target_index[..., None], 1)  # [B, P, 4]
-            wanted = encode_boxes(predictions.anchors[chosen], target_boxes)
+            anchors = predictions.anchors[chosen]  # [B, P, 4]
             count = samples.valid.sum().clamp(min=1)
         logits = torch.take_along_dim(predictions.logits, samples.index, 1)  # [B, S]
         deltas = torch.take_along_dim(predictions.deltas, chosen[..., None], 1)  # [B, P, 4]
         class_loss = binary_loss_sum(logits, samples.positive, samples.valid)
-        box_loss = box_loss_sum(deltas, wanted, samples.positive[:, :num_positives], config.rpn_box_loss, config)
+        positive = samples.positive[:, :num_positives]
+        box_loss = regression_loss_sum(deltas, anchors, target_boxes, positive, config.rpn_box_loss, config)
         return {
             "rpn_class": config.rpn_class_loss_weight * class_loss / count,
             "rpn_box": config.rpn_box_loss_weight * box_loss / count,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from libra_ops import balanced_l1_loss, box_iou, match_boxes
+from libra_ops import balanced_l1_loss, box_iou, box_regression_loss, match_boxes, sigmoid_focal_loss
 
 pytestmark = pytest.mark.cuda
 
@@ -47,12 +47,30 @@ def loss(reduction: str) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
     return run
 
 
+def focal(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    logits = (boxes / 50 - 1).detach().requires_grad_()
+    value = sigmoid_focal_loss(
+        logits, targets[0, :1, 0].long() % 4 + boxes[:, 0].long() % 2, boxes[:, 1] > 10, reduction="sum"
+    )
+    return value.detach(), *torch.autograd.grad(value, logits)
+
+
+def decoded(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    references, deltas = boxes[:8], (targets / 100).detach().requires_grad_()
+    stds = torch.full((4,), 0.1, device=boxes.device)
+    mask = targets[..., 0] > 20
+    value = box_regression_loss(deltas, targets, "giou", mask, reduction="mean", references=references, delta_stds=stds)
+    return value.detach(), *torch.autograd.grad(value, deltas)
+
+
 FUNCTIONS = {
     "match_boxes": match,
     "box_iou": overlap("iou"),
     "box_iou ciou": overlap("ciou"),
     "balanced_l1_loss": loss("none"),
     "balanced_l1_loss mean": loss("mean"),
+    "sigmoid_focal_loss": focal,
+    "box_regression_loss": decoded,
 }
 
 
