@@ -46,7 +46,7 @@ __device__ __forceinline__ void store_box(T* __restrict__ to, int64_t i, bool al
 
 // grid [blocks], block [kBoxLossThreads]. aligned: all arrays of boxes begin at a multiple of 16 bytes.
 template <Kind kind, class T>
-__global__ void __launch_bounds__(kBoxLossThreads)
+__global__ void __launch_bounds__(kBoxLossThreads, 1)
     box_loss_kernel(BoxLossArrays<T> arrays, bool aligned, T gradient_scale, OrderedSum sums, T* total) {
   const int64_t step = static_cast<int64_t>(gridDim.x) * kBoxLossThreads;
   Deltas<T> stds{T(1), T(1), T(1), T(1)};
@@ -102,11 +102,9 @@ cudaError_t launch_box_regression_loss(Kind kind, const BoxLossArrays<T>& arrays
     const cudaError_t error = clear_own_ticket(sums, blocks, stream);
     if (error != cudaSuccess) return error;
   }
-  uintptr_t bits = 0;
-  for (const T* array : {arrays.pred, arrays.target, arrays.references, static_cast<const T*>(arrays.gradient),
-                         static_cast<const T*>(arrays.target_gradient)}) {
-    bits |= reinterpret_cast<uintptr_t>(array);
-  }
+  const uintptr_t bits = reinterpret_cast<uintptr_t>(arrays.pred) | reinterpret_cast<uintptr_t>(arrays.target) |
+                         reinterpret_cast<uintptr_t>(arrays.references) | reinterpret_cast<uintptr_t>(arrays.gradient) |
+                         reinterpret_cast<uintptr_t>(arrays.target_gradient);
   const T scale = mean ? T(1) / static_cast<T>(arrays.n) : T(1);
   const auto run = [&](auto kernel) {
     return launch(kernel, dim3(blocks), dim3(kBoxLossThreads), 0, stream, arrays, bits % 16 == 0, scale, sums, total);

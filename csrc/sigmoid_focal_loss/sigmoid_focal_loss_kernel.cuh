@@ -1,7 +1,7 @@
 // sigmoid_focal_loss on the GPU: one launch reads the logits once and writes loss and gradient; no torch headers.
 //
-// A thread takes neighbours in 16-byte accesses: four of float32, eight of the half types. The row and class of its
-// first element come from one division when the kernel starts; from then on both only advance. A sum is
+// A thread takes neighbours in 16-byte accesses: four of float32, eight of the half types, two of float64. The row and
+// class of its first element come from one division when the kernel starts; from then on both only advance. A sum is
 // ordered_sum.cuh's.
 #pragma once
 
@@ -27,7 +27,7 @@ struct FocalArrays {      // S: what the logits are stored as; T: float, or doub
 };
 
 template <class S>
-constexpr int kFocalGroup = sizeof(S) >= 4 ? 4 : 8;  // neighbours that a thread takes at a time
+constexpr int kFocalGroup = 16 / sizeof(S);  // neighbours that a thread takes at a time
 
 // What a thread knows of the row it is in.
 struct FocalRow {
@@ -67,10 +67,13 @@ __device__ __forceinline__ T focal_group(const FocalArrays<S, T>& arrays, const 
     }
   }
   if (arrays.loss) {
+    constexpr int kPart = kCount < 4 ? kCount : 4;
 #pragma unroll
-    for (int k = 0; k < kCount; k += 4) {
-      const Group<T, 4> four{{losses[k], losses[k + 1], losses[k + 2], losses[k + 3]}};
-      store_group<kWhole>(arrays.loss, first + k, arrays.n, four);
+    for (int k = 0; k < kCount; k += kPart) {
+      Group<T, kPart> part;
+#pragma unroll
+      for (int j = 0; j < kPart; ++j) part.value[j] = losses[k + j];
+      store_group<kWhole>(arrays.loss, first + k, arrays.n, part);
     }
   }
   if (arrays.gradient) store_group<kWhole>(arrays.gradient, first, arrays.n, group);
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(kFocalThreads)
 
 // Blocks that n elements take; `partial` has one double more.
 inline int focal_blocks(int64_t n, size_t bytes_per_element) {
-  const int64_t chunk = kFocalThreads * (bytes_per_element >= 4 ? 4 : 8);
+  const int64_t chunk = kFocalThreads * (16 / static_cast<int64_t>(bytes_per_element));
   const int64_t blocks = (n + chunk - 1) / chunk;
   return static_cast<int>(blocks < 1 ? 1 : (blocks < kFocalMaxBlocks ? blocks : kFocalMaxBlocks));
 }
