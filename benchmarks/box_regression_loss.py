@@ -22,7 +22,8 @@ THEIRS = {
 TEXT = (
     "The sum and its gradient with respect to the prediction, through autograd: `(loss * 0.5).backward()` on every "
     "side. Bytes: 80 for each pair (two boxes read, the gradient written, and that read and written again times "
-    "the factor), 16 more with references. torchvision has no 1 - IoU; its CIoU keeps alpha constant, so its gradient is another."
+    "the factor), 16 more with references. torchvision has no 1 - IoU; its CIoU keeps alpha constant, so "
+    "its gradient is another."
 )
 
 
