@@ -28,7 +28,7 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "bool published, int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
 
   // gradient is that of the reduced loss, in logits' dtype; empty unless with_gradient. That of float16 is of the summed
-  // loss and 4096 times larger.
+  // loss and 1024 times larger.
   m.def(
       "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");

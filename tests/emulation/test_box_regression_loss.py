@@ -1,5 +1,7 @@
 """The CUDA kernels of box_regression_loss, run on the CPU in every order of threads, against reference.py."""
 
+from ctypes import c_int64
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def run(
     """Loss and both gradients as the GPU's wrapper returns them; all memory the kernels write starts as poison."""
     pred, target, weight, references, stds = inputs
     each, n = reduction == "none", len(pred)
-    count = 1 if each else kernels.library.box_loss_blocks(n)
+    count = 1 if each else kernels.library.box_loss_blocks(c_int64(n))
     loss = empty(*((n,) if each else ()), dtype=pred.dtype)
     gradients = [empty(n, 4, dtype=pred.dtype) for _ in range(2)]
     partial = out(empty(count + 1, dtype=torch.float64)) if count > 1 else None

@@ -1,5 +1,7 @@
 """The CUDA kernels of sigmoid_focal_loss, run on the CPU in every order of threads, against reference.py."""
 
+from ctypes import c_int64
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,7 +25,7 @@ def focal(
     """Loss and gradient of [N, C] as the GPU's wrapper returns them; all memory the kernels write starts as poison."""
     each, n = reduction == "none", logits.numel()
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    count = 1 if each else kernels.library.focal_blocks(n, logits.element_size())
+    count = 1 if each else kernels.library.focal_blocks(c_int64(n), c_int64(logits.element_size()))
     loss, gradient = empty(*(logits.shape if each else ()), dtype=dtype), empty(*logits.shape, dtype=logits.dtype)
     partial = out(empty(count + 1, dtype=torch.float64)) if count > 1 else None
     kernels.run(
@@ -32,7 +34,7 @@ def focal(
         *(0.25, gamma, REDUCTIONS.index(reduction)),
     )
     if logits.dtype == torch.float16:  # kept larger until the backward pass
-        gradient = gradient.double() / (4096 * (n if reduction == "mean" else 1))
+        gradient = gradient.double() / (1024 * (n if reduction == "mean" else 1))
     return loss, gradient
 
 
