@@ -58,7 +58,7 @@ def _case(plan: Plan, boxes: int, factor: float) -> Case:
     }
     sides = {
         name: Side(
-            _forward_and_backward(function, factor),
+            forward_and_backward(function, factor),
             prepare=_leaf,
             agrees=agrees if name in (EAGER, COMPILED) else None,
             compiled=name == COMPILED,
@@ -87,7 +87,7 @@ def _leaf(tensors: tuple) -> tuple:
     return pred.detach().requires_grad_(), target
 
 
-def _forward_and_backward(function: Callable, factor: float) -> Callable:
+def forward_and_backward(function: Callable, factor: float) -> Callable:
     def run(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         pred.grad = None
         loss = function(pred, target)

@@ -18,12 +18,14 @@ from torch import Tensor
 from libra_ops import (
     balanced_l1_loss,
     box_iou,
+    box_regression_loss,
     decode_boxes,
     encode_boxes,
     match_boxes,
     multiscale_roi_align,
     nms_padded,
     sample_iou_balanced,
+    sigmoid_focal_loss,
     topk_per_level,
 )
 
@@ -134,6 +136,25 @@ def pooled(
     return run
 
 
+def focal(
+    dtype: torch.dtype, rows: int, classes: int, reduction: str, unaligned: bool = False
+) -> Callable[[str], tuple[Tensor, ...]]:
+    """Labels of no class among them; what is masked is not a number."""
+
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        first = int(unaligned)
+        logits = torch.randn(first + rows * classes, generator=generator).to(device, dtype)[first:].view(rows, classes)
+        labels = torch.randint(-1, classes + 2, (rows,), generator=generator).to(device)
+        mask = (torch.rand(rows, generator=generator) < 0.7).to(device)
+        logits.masked_fill_(~mask[:, None], torch.nan)
+        logits.requires_grad_()
+        value = sigmoid_focal_loss(logits, labels, mask, reduction=reduction)
+        return value.detach(), *torch.autograd.grad(value.sum(), logits)
+
+    return run
+
+
 def best(dtype: torch.dtype, k: int, threshold: float | None = None) -> Callable[[str], tuple[Tensor, ...]]:
     def run(device: str) -> tuple[Tensor, ...]:
         scores = torch.randn(2, 20_131, generator=torch.Generator().manual_seed(0)).to(device, dtype)
@@ -154,6 +175,18 @@ def coded(dtype: torch.dtype) -> Callable[[str], tuple[Tensor, ...]]:
         chosen = decode_boxes(references, deltas.detach(), index=index)
         encoded = encode_boxes(references, targets, index=index, target_index=target_index)
         return moved.detach(), chosen, encoded, *torch.autograd.grad(moved.sum(), deltas)
+
+    return run
+
+
+def regressed(dtype: torch.dtype, kind: str, reduction: str, decoded: bool) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        pred, target, references = (boxes(3, 431, seed=seed, dtype=dtype).to(device) for seed in range(3))
+        weight = (torch.rand(3, 431, generator=torch.Generator().manual_seed(0)) < 0.7).to(device)
+        options = {"references": references[0], "delta_stds": (0.1, 0.1, 0.2, 0.2)} if decoded else {}
+        inputs = [(pred / 50 if decoded else pred).requires_grad_(), target.requires_grad_()]
+        value = box_regression_loss(*inputs, kind, weight, reduction=reduction, **options)
+        return value.detach(), *torch.autograd.grad(value.sum(), inputs)
 
     return run
 
@@ -210,6 +243,16 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
         for unaligned in (False, True):
             name = f"balanced_l1_loss {count} x 4{' unaligned' if unaligned else ''}"
             yield name, loss(torch.float32, count, "sum", "paper", unaligned)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for rows, classes in ((1, 1), (1031, 7), (300, 80)):
+            for unaligned in (False, True):
+                name = f"sigmoid_focal_loss {dtype} {rows} x {classes}{' unaligned' if unaligned else ''}"
+                yield name, focal(dtype, rows, classes, "none" if classes == 7 else "sum", unaligned)
+    for kind in ("iou", "giou", "diou", "ciou"):
+        for decoded in (False, True):
+            name = f"box_regression_loss {kind}{' decoded' if decoded else ''}"
+            yield name, regressed(torch.float32, kind, "mean" if decoded else "none", decoded)
+    yield "box_regression_loss float64", regressed(torch.float64, "giou", "sum", True)
 
 
 def main() -> int:

@@ -8,10 +8,12 @@ from benchmarks import (
     balanced_l1_loss,
     box_coding,
     box_iou,
+    box_regression_loss,
     match_and_sample,
     match_boxes,
     nms_padded,
     sample_iou_balanced,
+    sigmoid_focal_loss,
     topk_per_level,
 )
 from benchmarks.case import Case, Plan
@@ -27,6 +29,8 @@ SUBJECTS: dict[str, ModuleType] = {
         sample_iou_balanced,
         topk_per_level,
         box_coding,
+        sigmoid_focal_loss,
+        box_regression_loss,
     )
 }
 

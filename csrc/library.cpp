@@ -43,7 +43,7 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "bool published, int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
 
   // gradient is that of the reduced loss, in logits' dtype; empty unless with_gradient. That of float16 is of the summed
-  // loss and 4096 times larger.
+  // loss and 1024 times larger.
   m.def(
       "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");
@@ -66,6 +66,12 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, "
       "int output_size, int sampling_ratio, float finest_scale) -> Tensor[]");
+
+  // The gradients are those of the reduced loss; empty unless with_gradient and with_target_gradient.
+  m.def(
+      "box_regression_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? references, Tensor? delta_stds, int kind, "
+      "int reduction, bool with_gradient, bool with_target_gradient) "
+      "-> (Tensor loss, Tensor gradient, Tensor target_gradient)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(libra_ops, CompositeExplicitAutograd, m) { m.impl("build_info", TORCH_BOX(&build_info)); }

@@ -61,7 +61,8 @@ class ModelConfig:
     """Anchors per image that the loss sees."""
     rpn_positive_fraction: float = 0.5
     rpn_max_negatives_per_positive: float | None = 5.0
-    rpn_box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "l1"
+    rpn_box_loss: Literal["l1", "smooth_l1", "balanced_l1", "iou", "giou", "diou", "ciou"] = "l1"
+    """As box_loss."""
     rpn_class_loss_weight: float = 1.0
     rpn_box_loss_weight: float = 1.0
     proposals_per_level: int = 2000
@@ -111,7 +112,9 @@ class ModelConfig:
     """How much less confident right answers count in the focal loss."""
 
     # Losses of the last head: that on regions, or RetinaNet's.
-    box_loss: Literal["l1", "smooth_l1", "balanced_l1"] = "balanced_l1"
+    box_loss: Literal["l1", "smooth_l1", "balanced_l1", "iou", "giou", "diou", "ciou"] = "balanced_l1"
+    """A loss of the four deltas, or 1 - the overlap of the decoded box with its target. The latter is at most 1 or 2 a
+    box and goes with a larger box_loss_weight: mmdetection's Faster R-CNN with GIoU has 10."""
     box_loss_beta: float = 1.0
     """Where smooth_l1 and balanced_l1 become linear."""
     balanced_l1_alpha: float = 0.5

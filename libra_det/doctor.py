@@ -137,6 +137,20 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         _expect("boxes", decoded.flatten().tolist(), targets.flatten().tolist())
         _expect("gradient", leaf.grad.flatten().tolist(), [20.0, 20.0, 0.0, 0.0])
 
+    def try_focal() -> None:
+        leaf = torch.zeros(1, 2, device=device, requires_grad=True)
+        labels = torch.zeros(1, dtype=torch.int64, device=device)
+        libra_ops.sigmoid_focal_loss(leaf, labels, gamma=0.0, reduction="sum").backward()
+        _expect("gradient", leaf.grad.flatten().tolist(), [-0.125, 0.375])
+
+    def try_box_regression() -> None:
+        leaf = torch.zeros(1, 4, device=device, requires_grad=True)
+        options = {"references": boxes[1:2], "reduction": "sum"}
+        loss = libra_ops.box_regression_loss(leaf, targets[0], "iou", **options)
+        loss.backward()
+        _expect("loss", [loss.item()], [0.5])
+        _expect("its gradient is finite", [float(leaf.grad.isfinite().all())], [1.0])
+
     return {
         "box_iou": try_box_iou,
         "match_boxes": try_match_boxes,
@@ -146,6 +160,8 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         "multiscale_roi_align": try_pooling,
         "topk_per_level": try_topk,
         "encode_boxes and decode_boxes": try_box_coding,
+        "sigmoid_focal_loss": try_focal,
+        "box_regression_loss": try_box_regression,
     }
 
 

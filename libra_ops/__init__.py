@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from libra_ops.balanced_l1_loss import balanced_l1_loss
     from libra_ops.box_coding import decode_boxes, encode_boxes
     from libra_ops.box_iou import box_iou
+    from libra_ops.box_regression_loss import box_regression_loss
     from libra_ops.match_boxes import Matches, match_boxes
     from libra_ops.multiscale_roi_align import multiscale_roi_align
     from libra_ops.nms_padded import Survivors, nms_padded
@@ -37,6 +38,7 @@ __all__ = [
     "Survivors",
     "balanced_l1_loss",
     "box_iou",
+    "box_regression_loss",
     "build_info",
     "decode_boxes",
     "encode_boxes",
@@ -56,6 +58,7 @@ _HOME = {  # public name: the module that defines it
     "Survivors": "nms_padded",
     "balanced_l1_loss": "balanced_l1_loss",
     "box_iou": "box_iou",
+    "box_regression_loss": "box_regression_loss",
     "build_info": "_extension",
     "decode_boxes": "box_coding",
     "encode_boxes": "box_coding",

@@ -267,7 +267,7 @@ def integrate_pyramid(features: list[Tensor], level: int) -> Tensor:
 
 
 def scatter_pyramid(features: list[Tensor], refined: Tensor, level: int) -> list[Tensor]:
-    """Libra R-CNN, section 3.2: the refined map back to every level, repeated for finer ones, max-pooled for coarser."""
+    """Libra R-CNN, section 3.2: the refined map at every level, repeated for finer ones, max-pooled for coarser."""
     sizes = [x.shape[2:] for x in features]
     back = [F.interpolate(refined, size=size) for size in sizes[:level]]
     back += [F.adaptive_max_pool2d(refined, size) for size in sizes[level:]]
@@ -303,3 +303,15 @@ def multiscale_roi_align(features, boxes, valid=None, *, strides, output_size=7,
         columns = _axis_weights(x1, x2, width, output_size, sampling_ratio)
         pooled[image, slot] = torch.einsum("py,qx,cyx->cpq", rows, columns, features[level][image])
     return pooled
+
+
+def box_regression_loss(pred, target, kind="iou", weight=None, reduction="none", references=None, delta_stds=None):
+    """1 - overlap of pairs: GIoU (Rezatofighi et al. 2019), DIoU and CIoU (Zheng et al. 2020), of decoded deltas."""
+    if references is not None:
+        pred = decode_boxes(references, pred, delta_stds)
+    if weight is not None:  # a masked pair counts nothing, whatever it holds
+        pred, target = (torch.where(weight[..., None] == 0, torch.zeros_like(x), x) for x in (pred, target))
+    loss = 1 - box_iou(pred[..., None, :], target[..., None, :], kind)[..., 0, 0]
+    if weight is not None:
+        loss = loss * weight
+    return {"none": loss, "sum": loss.sum(), "mean": loss.mean()}[reduction]

@@ -10,7 +10,7 @@ from torch import Tensor
 from libra_ops import _checks, _eager, _saved_gradient
 
 _REDUCTIONS = ("none", "sum", "mean")
-_HALF_GRADIENT_SCALE = 4096  # kHalfGradientScale of sigmoid_focal_loss_math.h
+_HALF_GRADIENT_SCALE = 1024  # kHalfGradientScale of sigmoid_focal_loss_math.h
 
 
 def sigmoid_focal_loss(

@@ -93,11 +93,19 @@ struct Side {
   T angle;  // atan(width / height), for CIoU
 };
 
-template <Kind kind, class T>
+// The angle of width and height >= 1e-6, by the library's arc tangent.
+struct LibraryAngle {
+  template <class T>
+  LIBRA_FORMULA static T of(T width, T height) {
+    return arc_tangent(width / height);
+  }
+};
+
+template <Kind kind, class Angle = LibraryAngle, class T>
 LIBRA_FORMULA Side<T> make_side(const Box<T>& box) {
   Side<T> side{box, area(box), T{}};
   if constexpr (kind == Kind::kCiou) {
-    side.angle = arc_tangent(at_least(box.x2 - box.x1, 0.0) / at_least(box.y2 - box.y1, kSmallestArea));
+    side.angle = Angle::of(at_least(box.x2 - box.x1, 0.0), at_least(box.y2 - box.y1, kSmallestArea));
   }
   return side;
 }

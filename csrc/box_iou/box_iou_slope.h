@@ -34,11 +34,11 @@ struct Own {
   T angle_by_width, angle_by_height;  // for CIoU
 };
 
-template <Kind kind, class T>
+template <Kind kind, class Angle = LibraryAngle, class T>
 LIBRA_FORMULA Own<T> make_own(const Box<T>& box) {
   const T width = at_least(box.x2 - box.x1, 0.0), height = at_least(box.y2 - box.y1, 0.0);
   const T wide = share_above(box.x2 - box.x1, 0.0), high = share_above(box.y2 - box.y1, 0.0);
-  Own<T> own{make_side<kind>(box), wide * height, high * width, T(0), T(0), T(0)};
+  Own<T> own{make_side<kind, Angle>(box), wide * height, high * width, T(0), T(0), T(0)};
   if constexpr (kind == Kind::kIof) {
     own.area_counts = share_above(own.side.area, kSmallestArea);
   }

@@ -23,8 +23,8 @@ struct Focal {
 };
 
 // The gradient of float16 is kept this many times larger until it has met the factor of the backward pass, or what is
-// below 6e-8 would be lost. Its size is at most 1 + ln(gamma + 1), so it does not overflow.
-constexpr double kHalfGradientScale = 4096;
+// below 6e-8 would be lost. Its size is below 1 + ln(gamma + 1) / 2, so it does not overflow.
+constexpr double kHalfGradientScale = 1024;
 
 template <class T>
 constexpr T kFarLogit = sizeof(T) == 4 ? T(kLargestExponent) : T(700);  // e^-|z| beyond it is taken as if it were this

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,7 +11,38 @@ from torch import Tensor
 import libra_ops
 from libra_det.config import ModelConfig
 
-BOX_LOSSES = ("l1", "smooth_l1", "balanced_l1")
+OVERLAP_LOSSES = ("iou", "giou", "diou", "ciou")
+BOX_LOSSES = ("l1", "smooth_l1", "balanced_l1", *OVERLAP_LOSSES)
+
+
+def regression_loss_sum(
+    deltas: Tensor,
+    references: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    kind: str,
+    config: ModelConfig,
+    stds: Sequence[float] | None = None,
+) -> Tensor:
+    """Sum of a box regression loss over the slots of `mask`.
+
+    Args:
+        deltas: [B, S, 4] as predicted (`libra_ops.decode_boxes`).
+        references: the boxes that they move, xyxy pixels; [B, S, 4], or [S, 4] that all images share.
+        targets: [B, S, 4] xyxy pixels.
+        mask: [B, S] bool.
+        kind: "iou", "giou", "diou" or "ciou", 1 - the overlap of the decoded box with its target; or a loss of the four
+            deltas, of `box_loss_sum`.
+        stds: [4], what the deltas were divided by; None for ones.
+
+    Returns:
+        Scalar float32.
+    """
+    if kind in OVERLAP_LOSSES:
+        return libra_ops.box_regression_loss(
+            deltas.float(), targets, kind, mask, reduction="sum", references=references, delta_stds=stds
+        )
+    return box_loss_sum(deltas, libra_ops.encode_boxes(references, targets, delta_stds=stds), mask, kind, config)
 
 
 def box_loss_sum(predicted: Tensor, wanted: Tensor, mask: Tensor, kind: str, config: ModelConfig) -> Tensor:

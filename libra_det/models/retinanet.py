@@ -18,7 +18,7 @@ from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, 
 from libra_det.models.candidates import best_per_level, decode_boxes
 from libra_det.models.detection_model import DetectionModel, at_least_one_slot
 from libra_det.models.layers import named_conv
-from libra_det.models.losses import box_loss_sum, focal_loss_sum
+from libra_det.models.losses import focal_loss_sum, regression_loss_sum
 from libra_det.models.postprocess import finish
 from libra_det.structures import Detections, Proposals, Targets
 
@@ -86,12 +86,14 @@ class RetinaHead(nn.Module):
             positive = matches.state == 1  # [B, N]
             labels = torch.take_along_dim(targets.labels, matches.index, 1)
             labels = torch.where(positive, labels, self.num_classes)
-            wanted = libra_ops.encode_boxes(predictions.anchors, targets.boxes, target_index=matches.index)  # [B, N, 4]
+            target_boxes = torch.take_along_dim(targets.boxes, matches.index[..., None], 1)  # [B, N, 4]
             count = positive.sum(1).clamp(min=1).sum() + torch.finfo(torch.float32).eps
         class_loss = focal_loss_sum(
             predictions.logits, labels, matches.state >= 0, config.focal_alpha, config.focal_gamma
         )
-        box_loss = box_loss_sum(predictions.deltas, wanted, positive, config.box_loss, config)
+        box_loss = regression_loss_sum(
+            predictions.deltas, predictions.anchors, target_boxes, positive, config.box_loss, config
+        )
         return {
             "class": config.class_loss_weight * class_loss / count,
             "box": config.box_loss_weight * box_loss / count,

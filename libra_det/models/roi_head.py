@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.candidates import decode_boxes
-from libra_det.models.losses import box_loss_sum, class_loss_sum
+from libra_det.models.losses import class_loss_sum, regression_loss_sum
 from libra_det.models.postprocess import finish, usable
 from libra_det.models.roi_align import multiscale_roi_align
 from libra_det.structures import Detections, Proposals, Targets
@@ -137,19 +137,16 @@ class RoIHead(nn.Module):
             # Positives fill the first slots, so the boxes' part needs no others.
             num_positives = int(config.roi_samples * config.roi_positive_fraction + 1e-6)
             positive = samples.positive[:, :num_positives]
-            wanted = libra_ops.encode_boxes(  # [B, positives, 4]
-                boxes[:, :num_positives],
-                targets.boxes,
-                target_index=target_index[:, :num_positives],
-                delta_stds=config.roi_delta_stds,
-            )
+            target_boxes = torch.take_along_dim(targets.boxes, target_index[:, :num_positives, None], 1)
             count = samples.valid.sum().clamp(min=1)
         hidden = self.bbox_head(self.pool(features, boxes, samples.valid)).unflatten(0, labels.shape)  # [B, S, hidden]
         class_loss = class_loss_sum(self.bbox_head.classes(hidden), labels, samples.valid)
         deltas = self.bbox_head.deltas(hidden[:, :num_positives])  # [B, positives, C or 1, 4]
         box_class = labels[:, :num_positives].clamp(max=deltas.shape[2] - 1)  # the class whose box is meant
         deltas = torch.take_along_dim(deltas, box_class[..., None, None], 2).squeeze(2)
-        box_loss = box_loss_sum(deltas, wanted, positive, config.box_loss, config)
+        box_loss = regression_loss_sum(
+            deltas, boxes[:, :num_positives], target_boxes, positive, config.box_loss, config, config.roi_delta_stds
+        )
         return {
             "roi_class": config.class_loss_weight * class_loss / count,
             "roi_box": config.box_loss_weight * box_loss / count,

@@ -12,7 +12,7 @@ import libra_ops
 from libra_det.config import ModelConfig
 from libra_det.models.anchors import AnchorPredictions, base_anchors_of_levels, inside_padding, join_levels
 from libra_det.models.candidates import best_per_level, decode_boxes, levels_of_slots
-from libra_det.models.losses import binary_loss_sum, box_loss_sum
+from libra_det.models.losses import binary_loss_sum, regression_loss_sum
 from libra_det.models.postprocess import boxes_at, non_maximum_suppression, usable
 from libra_det.structures import Proposals, Targets
 
@@ -101,14 +101,14 @@ class RPNHead(nn.Module):
             num_positives = int(config.rpn_samples * config.rpn_positive_fraction + 1e-6)
             chosen = samples.index[:, :num_positives]  # [B, P]
             target_index = torch.take_along_dim(matches.index, chosen, 1)
-            wanted = libra_ops.encode_boxes(  # [B, P, 4]
-                predictions.anchors, targets.boxes, index=chosen, target_index=target_index
-            )
+            target_boxes = torch.take_along_dim(targets.boxes, target_index[..., None], 1)  # [B, P, 4]
+            anchors = predictions.anchors[chosen]  # [B, P, 4]
             count = samples.valid.sum().clamp(min=1)
         logits = torch.take_along_dim(predictions.logits, samples.index, 1)  # [B, S]
         deltas = torch.take_along_dim(predictions.deltas, chosen[..., None], 1)  # [B, P, 4]
         class_loss = binary_loss_sum(logits, samples.positive, samples.valid)
-        box_loss = box_loss_sum(deltas, wanted, samples.positive[:, :num_positives], config.rpn_box_loss, config)
+        positive = samples.positive[:, :num_positives]
+        box_loss = regression_loss_sum(deltas, anchors, target_boxes, positive, config.rpn_box_loss, config)
         return {
             "rpn_class": config.rpn_class_loss_weight * class_loss / count,
             "rpn_box": config.rpn_box_loss_weight * box_loss / count,

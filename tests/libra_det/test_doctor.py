@@ -21,7 +21,8 @@ def test_a_healthy_installation(console):
     assert doctor(console) is True
     text = console.file.getvalue()
     assert torch.__version__.split("+")[0] in text and "failed" not in text
-    for operation in ("box_iou", "match_boxes", "sample_iou_balanced", "nms_padded", "balanced_l1_loss"):
+    losses = ("balanced_l1_loss", "sigmoid_focal_loss", "box_regression_loss")
+    for operation in ("box_iou", "match_boxes", "sample_iou_balanced", "nms_padded", *losses):
         assert operation in text
 
 

@@ -12,11 +12,13 @@ from torch import Tensor
 from libra_ops import (
     balanced_l1_loss,
     box_iou,
+    box_regression_loss,
     decode_boxes,
     encode_boxes,
     match_boxes,
     multiscale_roi_align,
     nms_padded,
+    sigmoid_focal_loss,
     topk_per_level,
 )
 
@@ -91,6 +93,22 @@ def code(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     return deltas.detach(), moved.detach(), *torch.autograd.grad(moved.sum(), deltas)
 
 
+def focal(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    logits = (boxes / 50 - 1).detach().requires_grad_()
+    value = sigmoid_focal_loss(
+        logits, targets[0, :1, 0].long() % 4 + boxes[:, 0].long() % 2, boxes[:, 1] > 10, reduction="sum"
+    )
+    return value.detach(), *torch.autograd.grad(value, logits)
+
+
+def decoded(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+    references, deltas = boxes[:8], (targets / 100).detach().requires_grad_()
+    stds = torch.full((4,), 0.1, device=boxes.device)
+    mask = targets[..., 0] > 20
+    value = box_regression_loss(deltas, targets, "giou", mask, reduction="mean", references=references, delta_stds=stds)
+    return value.detach(), *torch.autograd.grad(value, deltas)
+
+
 FUNCTIONS = {
     "match_boxes": match,
     "nms_padded": suppress,
@@ -102,6 +120,8 @@ FUNCTIONS = {
     "balanced_l1_loss mean": loss("mean"),
     "multiscale_roi_align": pool(0),
     "multiscale_roi_align of two points": pool(2),
+    "sigmoid_focal_loss": focal,
+    "box_regression_loss": decoded,
 }
 
 

@@ -65,6 +65,13 @@ def test_half_is_computed_in_float32(dtype, reduction):
         torch.testing.assert_close(got.float(), expected.to(dtype).float(), **ROUNDED[dtype])
 
 
+def test_the_gradient_of_float16_does_not_overflow():
+    logits = torch.linspace(-90, 90, 2000, dtype=torch.float16)[:, None]
+    for gamma in (1e3, 1e12, 9e29):
+        got = gradient(sigmoid_focal_loss, logits, torch.zeros(2000, dtype=torch.int64), gamma=gamma, alpha=1.0)
+        assert got.isfinite().all()
+
+
 def test_every_half_is_read_as_it_is():
     """All 65,536 numbers of float16 and bfloat16, against torch's own conversion."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)

@@ -14,6 +14,8 @@ from libra_ops import box_iou
 
 LOSSES = {"rpn_class", "rpn_box", "roi_class", "roi_box"}
 
+OVERLAP = {"norm": "group_norm", "box_loss": "giou", "rpn_box_loss": "iou", "box_loss_weight": 4.0}
+
 
 def test_every_parameter_that_trains_gets_a_gradient_and_no_other(small_config, make_batch) -> None:
     model = build_model(small_config(frozen_stages=1, norm="frozen_batch_norm"), 3)
@@ -31,9 +33,9 @@ def test_every_parameter_that_trains_gets_a_gradient_and_no_other(small_config, 
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize("norm", ["group_norm", "batch_norm"])
-def test_a_few_steps_reduce_the_loss(small_config, make_batch, norm: str) -> None:
-    model = build_model(small_config(norm=norm), 3)
+@pytest.mark.parametrize("changes", [{"norm": "group_norm"}, {"norm": "batch_norm"}, OVERLAP], ids=str)
+def test_a_few_steps_reduce_the_loss(small_config, make_batch, changes: dict) -> None:
+    model = build_model(small_config(**changes), 3)
     batch = make_batch()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.005, momentum=0.9)
     totals = []
@@ -48,9 +50,9 @@ def test_a_few_steps_reduce_the_loss(small_config, make_batch, norm: str) -> Non
     assert sum(totals[-8:]) / 8 < 0.8 * sum(totals[:3]) / 3, totals
 
 
-@pytest.mark.parametrize("slots", [0, 3])
-def test_a_batch_without_objects(small_config, make_batch, slots: int) -> None:
-    model = build_model(small_config(), 3)
+@pytest.mark.parametrize(("slots", "changes"), [(0, {}), (3, {}), (3, OVERLAP)], ids=str)
+def test_a_batch_without_objects(small_config, make_batch, slots: int, changes: dict) -> None:
+    model = build_model(small_config(**changes), 3)
     losses = model(make_batch(objects=0, slots=slots))
     assert losses["rpn_box"] == 0 and losses["roi_box"] == 0
     assert losses["rpn_class"] > 0 and losses["roi_class"] > 0

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from libra_det.config import ModelConfig
-from libra_det.models.losses import binary_loss_sum, box_loss_sum, class_loss_sum, focal_loss_sum
+from libra_det.models.losses import (
+    BOX_LOSSES,
+    OVERLAP_LOSSES,
+    binary_loss_sum,
+    box_loss_sum,
+    class_loss_sum,
+    focal_loss_sum,
+    regression_loss_sum,
+)
+from libra_ops import box_iou, decode_boxes, encode_boxes
 
 
 def test_class_losses_equal_the_reference(golden) -> None:
@@ -97,6 +106,61 @@ def test_masked_logits_give_neither_loss_nor_gradient() -> None:
     assert logits.grad[1].tolist() == [0, 0, 0, 0]
 
 
+def _regions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """deltas [2, 5, 4], references [5, 4], targets [2, 5, 4], stds [4]."""
+    generator = torch.Generator().manual_seed(0)
+    corners = torch.rand(3, 5, 2, 2, generator=generator) * 100
+    boxes = torch.cat([corners.amin(-2), corners.amax(-2)], -1)
+    return torch.randn(2, 5, 4, generator=generator), boxes[0], boxes[1:], torch.tensor([0.1, 0.1, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("kind", OVERLAP_LOSSES)
+def test_overlap_losses_are_of_the_decoded_boxes(kind: str) -> None:
+    deltas, references, targets, stds = _regions()
+    mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, True]])
+    loss = regression_loss_sum(deltas, references, targets, mask, kind, ModelConfig(), stds)
+    overlaps = box_iou(decode_boxes(references, deltas, stds), targets, kind).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(loss, (1 - overlaps)[mask].sum())
+
+
+@pytest.mark.parametrize("kind", BOX_LOSSES)
+def test_no_error_and_no_positive_slot_cost_nothing(kind: str) -> None:
+    deltas, references, targets, stds = _regions()
+    perfect = encode_boxes(references, targets, stds)
+    everyone, nobody = torch.ones(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
+    loss = regression_loss_sum(perfect, references, targets, everyone, kind, ModelConfig(), stds)
+    torch.testing.assert_close(loss, torch.tensor(0.0), rtol=0, atol=2e-5)
+    deltas.requires_grad_()
+    loss = regression_loss_sum(deltas, references, targets, nobody, kind, ModelConfig(), stds)
+    loss.backward()
+    assert loss == 0 and not deltas.grad.any()
+
+
+@pytest.mark.parametrize("kind", BOX_LOSSES)
+def test_steps_along_the_gradient_bring_boxes_together(kind: str) -> None:
+    _, references, _, stds = _regions()
+    targets = references + torch.tensor([3.0, -3.0, 6.0, 2.0])
+    deltas = torch.zeros(5, 4, requires_grad=True)
+    mask = torch.ones(5, dtype=torch.bool)
+    losses = []
+    for _ in range(30):
+        loss = regression_loss_sum(deltas, references, targets, mask, kind, ModelConfig(), stds)
+        losses.append(loss.item())
+        deltas.data -= 0.1 * torch.autograd.grad(loss, deltas)[0]
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("kind", OVERLAP_LOSSES)
+def test_masked_regions_give_neither_loss_nor_gradient(kind: str) -> None:
+    deltas, references, targets, stds = _regions()
+    mask = torch.tensor([True, False, True, True, False]).expand(2, 5)
+    deltas[~mask], targets[~mask] = torch.nan, torch.inf
+    deltas.requires_grad_()
+    loss = regression_loss_sum(deltas, references, targets, mask, kind, ModelConfig(), stds)
+    loss.backward()
+    assert loss.isfinite() and deltas.grad.isfinite().all() and not deltas.grad[~mask].any()
+
+
 def test_unknown_loss_names_the_choices() -> None:
-    with pytest.raises(ValueError, match="l1, smooth_l1, balanced_l1; got 'l2'"):
+    with pytest.raises(ValueError, match="l1, smooth_l1, balanced_l1, iou, giou, diou, ciou; got 'l2'"):
         box_loss_sum(torch.zeros(1, 4), torch.zeros(1, 4), torch.tensor([True]), "l2", ModelConfig())
