@@ -4,12 +4,26 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from benchmarks import balanced_l1_loss, box_iou, match_and_sample, match_boxes, sample_iou_balanced
+from benchmarks import (
+    balanced_l1_loss,
+    box_iou,
+    match_and_sample,
+    match_boxes,
+    multiscale_roi_align,
+    sample_iou_balanced,
+)
 from benchmarks.case import Case, Plan
 
 SUBJECTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (match_boxes, match_and_sample, balanced_l1_loss, box_iou, sample_iou_balanced)
+    for module in (
+        match_boxes,
+        match_and_sample,
+        balanced_l1_loss,
+        box_iou,
+        sample_iou_balanced,
+        multiscale_roi_align,
+    )
 }
 
 
