@@ -11,6 +11,7 @@ from benchmarks import (
     box_regression_loss,
     match_and_sample,
     match_boxes,
+    multiscale_roi_align,
     nms_padded,
     sample_iou_balanced,
     sigmoid_focal_loss,
@@ -31,6 +32,7 @@ SUBJECTS: dict[str, ModuleType] = {
         box_coding,
         sigmoid_focal_loss,
         box_regression_loss,
+        multiscale_roi_align,
     )
 }
 

@@ -118,19 +118,20 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
         }
         __syncthreads();
       }
-      const RoiReach<T>& reach = shared.reach[i % kRoiBatch];
+      const RoiReach<T>& reach = shared.reach[i % kRoiBatch];  // not read after the last barrier of this box
+      const RoiPoints near_rows = reach.rows, near_columns = reach.columns;
       const int64_t box = image * slots + begin + shared.list[i];
       const S* incoming = gradient + (box * channels + first_channel) * area;
-      const int columns = reach.columns.end - reach.columns.begin;
-      for (int first = reach.rows.begin; first < reach.rows.end; first += rows_at_a_time) {
-        const int last = first + rows_at_a_time < reach.rows.end ? first + rows_at_a_time : reach.rows.end;
+      const int columns = near_columns.end - near_columns.begin;
+      for (int first = near_rows.begin; first < near_rows.end; first += rows_at_a_time) {
+        const int last = first + rows_at_a_time < near_rows.end ? first + rows_at_a_time : near_rows.end;
         for (int k = threadIdx.x; k < (last - first) * kRoiTile; k += kRoiThreads) {
           shared.rows[k / kRoiTile][k % kRoiTile] = roi_weight(reach.y, first + k / kRoiTile, row + k % kRoiTile);
         }
         // The last threads, so that both kinds of weights are made at a time.
         for (int k = kRoiThreads - 1 - threadIdx.x; k < columns * kRoiTile; k += kRoiThreads) {
           shared.columns[k / kRoiTile][k % kRoiTile] =
-              roi_weight(reach.x, reach.columns.begin + k / kRoiTile, column + k % kRoiTile);
+              roi_weight(reach.x, near_columns.begin + k / kRoiTile, column + k % kRoiTile);
         }
         const int each = (last - first) * cells;
         for (int k = threadIdx.x; k < count * each; k += kRoiThreads) {
@@ -142,7 +143,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
           for (int k = 0; k < columns; ++k) {
             const T weight = shared.columns[k][own_column];
             if (weight == T(0)) continue;
-            const int at = cell_row * cells + reach.columns.begin + k;
+            const int at = cell_row * cells + near_columns.begin + k;
 #pragma unroll
             for (int e = 0; e < kRoiEach; ++e) {
               if (own_channel + e * kLanes < count) {

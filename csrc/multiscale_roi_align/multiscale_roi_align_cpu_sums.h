@@ -72,35 +72,81 @@ struct RoiScratch {
   }
 };
 
-// kCount numbers side by side, in as many registers as the processor needs for them. An array would do, if compilers
-// kept it there.
-template <class T, int kCount>
-struct RoiLanes {
-  static constexpr int kEach = kCount * sizeof(T) < 64 ? kCount : 64 / sizeof(T);
-  typedef T Vector __attribute__((vector_size(kEach * sizeof(T))));
-  Vector part[kCount / kEach];
+#if defined(__clang__)
+#define LIBRA_ROI_VECTOR _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define LIBRA_ROI_VECTOR _Pragma("GCC ivdep")
+#endif
 
-  LIBRA_ROI_LOOP void clear() {
-    for (Vector& one : part) one = Vector{};
-  }
-  LIBRA_ROI_LOOP void load(const T* from) { memcpy(part, from, sizeof part); }
-  template <class S>
-  LIBRA_ROI_LOOP void load(const S* from) {
-    T numbers[kCount];
-    for (int k = 0; k < kCount; ++k) numbers[k] = to_number(from[k]);
-    load(numbers);
-  }
-  LIBRA_ROI_LOOP void store(T* to) const { memcpy(to, part, sizeof part); }
-  LIBRA_ROI_LOOP void add(T weight, const RoiLanes& other) {
-    for (int i = 0; i < kCount / kEach; ++i) part[i] += weight * other.part[i];
-  }
-  template <class S>
-  LIBRA_ROI_LOOP void add(T weight, const S* from) {
-    RoiLanes other;
-    other.load(from);
-    add(weight, other);
-  }
+// How a sum of rows repeats: for columns one beside the other, each of `count` numbers.
+struct RoiRepeat {
+  int columns;
+  int64_t from_stride;
+  int count;
 };
+
+// to[x * kRoiBlock + k] (+)= the sum of up to four weights times from[x * from_stride + k]; what is added to, and what
+// is read, does not overlap. Plain loops: vector types would be split up for the oldest processor before
+// LIBRA_VECTOR_CLONES sees them.
+template <bool kAdds, int kTerms, class S, class T>
+LIBRA_ROI_LOOP void add_terms(T* __restrict__ to, const S* const (&from)[4], const T (&weight)[4], RoiRepeat repeat) {
+  const T weight0 = weight[0], weight1 = weight[1], weight2 = weight[2], weight3 = weight[3];
+  for (int x = 0; x < repeat.columns; ++x, to += kRoiBlock) {
+    const int64_t at = x * repeat.from_stride;
+    const S *const from0 = from[0] + at, *const from1 = from[1] + at, *const from2 = from[2] + at,
+                   *const from3 = from[3] + at;
+    LIBRA_ROI_VECTOR
+    for (int k = 0; k < repeat.count; ++k) {
+      T sum = weight0 * to_number(from0[k]);
+      if (kTerms > 1) sum += weight1 * to_number(from1[k]);
+      if (kTerms > 2) sum += weight2 * to_number(from2[k]);
+      if (kTerms > 3) sum += weight3 * to_number(from3[k]);
+      to[k] = kAdds ? to[k] + sum : sum;
+    }
+  }
+}
+
+template <class T>
+struct RoiTaps {  // of one output cell
+  const typename RoiWeights<T>::Tap* first;
+  int count;
+
+  RoiTaps(const RoiWeights<T>& weights, int cell)
+      : first(weights.taps.data() + weights.begin[cell]), count(weights.begin[cell + 1] - weights.begin[cell]) {}
+};
+
+// The sum over taps of weight * from[(cell - origin) * stride + ...], repeated.
+template <class S, class T>
+LIBRA_ROI_LOOP void sum_taps(T* to, RoiTaps<T> taps, const S* from, int origin, int64_t stride, RoiRepeat repeat) {
+  for (int x = 0; taps.count == 0 && x < repeat.columns; ++x) std::fill_n(to + x * kRoiBlock, repeat.count, T(0));
+  for (int done = 0; done < taps.count; done += 4) {
+    const int terms = std::min(taps.count - done, 4);
+    const S* places[4];
+    T weights[4];
+    for (int i = 0; i < 4; ++i) {
+      const auto& tap = taps.first[done + std::min(i, terms - 1)];
+      places[i] = from + (tap.cell - origin) * stride, weights[i] = tap.weight;
+    }
+    if (done) {
+      terms == 1   ? add_terms<true, 1>(to, places, weights, repeat)
+      : terms == 2 ? add_terms<true, 2>(to, places, weights, repeat)
+      : terms == 3 ? add_terms<true, 3>(to, places, weights, repeat)
+                   : add_terms<true, 4>(to, places, weights, repeat);
+    } else {
+      terms == 1   ? add_terms<false, 1>(to, places, weights, repeat)
+      : terms == 2 ? add_terms<false, 2>(to, places, weights, repeat)
+      : terms == 3 ? add_terms<false, 3>(to, places, weights, repeat)
+                   : add_terms<false, 4>(to, places, weights, repeat);
+    }
+  }
+}
+
+// to[k] += weight * from[k].
+template <class T>
+LIBRA_ROI_LOOP void add_scaled(T* __restrict__ to, T weight, const T* from, int count) {
+  LIBRA_ROI_VECTOR
+  for (int k = 0; k < count; ++k) to[k] += weight * from[k];
+}
 
 #if defined(__clang__)
 #define LIBRA_ROI_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
@@ -165,99 +211,44 @@ LIBRA_ROI_LOOP void transpose_in(const S* gradient, int count, int channels, T* 
 // has room as many more as make their number a multiple of kRoiColumns.
 struct RoiWindow {
   int first, count;
-  bool whole;
 
   RoiWindow(int box_first, int box_count, int width) {
     const int wide = (box_count + kRoiColumns - 1) / kRoiColumns * kRoiColumns;
-    whole = wide <= width;
-    count = whole ? wide : box_count;
+    count = wide <= width ? wide : box_count;
     first = std::min(box_first, width - count);
   }
 };
-
-template <class T>
-struct RoiTaps {  // of one output cell
-  const typename RoiWeights<T>::Tap* first;
-  int count;
-
-  RoiTaps(const RoiWeights<T>& weights, int cell)
-      : first(weights.taps.data() + weights.begin[cell]), count(weights.begin[cell + 1] - weights.begin[cell]) {}
-};
-
-template <class S, class T>
-LIBRA_ROI_LOOP void sum_rows_of_channels(const RoiMap<const S>& map, RoiTaps<T> taps, const RoiWeights<T>& columns,
-                                         int channels, T* sums) {
-  const S* first = map.data + columns.first * map.column_stride;
-  for (int x = 0; x < columns.count; ++x, first += map.column_stride) {
-    if (channels == kRoiBlock) {
-      RoiLanes<T, kRoiBlock> sum;
-      sum.clear();
-      for (int i = 0; i < taps.count; ++i) sum.add(taps.first[i].weight, first + taps.first[i].cell * map.row_stride);
-      sum.store(sums + x * kRoiBlock);
-      continue;
-    }
-    T* sum = sums + x * kRoiBlock;
-    std::fill_n(sum, kRoiBlock, T(0));
-    for (int i = 0; i < taps.count; ++i) {
-      const S* from = first + taps.first[i].cell * map.row_stride;
-      for (int k = 0; k < channels; ++k) sum[k] += taps.first[i].weight * to_number(from[k]);
-    }
-  }
-}
-
-template <class S, class T>
-LIBRA_ROI_LOOP void sum_rows_of_columns(const RoiMap<const S>& map, RoiTaps<T> taps, const RoiWindow& window,
-                                        int channels, T* turned) {
-  for (int c = 0; c < channels; ++c, turned += window.count) {
-    const S* channel = map.data + c * map.channel_stride + window.first;
-    if (window.whole) {
-      for (int x = 0; x < window.count; x += kRoiColumns) {
-        RoiLanes<T, kRoiColumns> sum;
-        sum.clear();
-        for (int i = 0; i < taps.count; ++i) {
-          sum.add(taps.first[i].weight, channel + taps.first[i].cell * map.row_stride + x);
-        }
-        sum.store(turned + x);
-      }
-      continue;
-    }
-    for (int x = 0; x < window.count; ++x) {
-      T sum = 0;
-      for (int i = 0; i < taps.count; ++i) {
-        sum += taps.first[i].weight * to_number(channel[taps.first[i].cell * map.row_stride + x]);
-      }
-      turned[x] = sum;
-    }
-  }
-}
 
 // scratch.sums [columns, kRoiBlock] = the sum of the map's rows that output row `row` reads.
 template <class S, class T>
 LIBRA_ROI_LOOP void sum_rows(const RoiMap<const S>& map, const RoiWeights<T>& rows, int row,
                              const RoiWeights<T>& columns, int channels, RoiScratch<T>& scratch) {
   const RoiTaps<T> taps(rows, row);
+  T* sums = scratch.sums.data();
   if (map.channels_last()) {
-    sum_rows_of_channels(map, taps, columns, channels, scratch.sums.data());
+    const S* first = map.data + columns.first * map.column_stride;
+    if (channels == kRoiBlock) {
+      sum_taps(sums, taps, first, 0, map.row_stride, {columns.count, map.column_stride, kRoiBlock});
+    } else {
+      std::fill_n(sums, columns.count * kRoiBlock, T(0));
+      sum_taps(sums, taps, first, 0, map.row_stride, {columns.count, map.column_stride, channels});
+    }
     return;
   }
   const RoiWindow window(columns.first, columns.count, map.width);
   T* turned = scratch.turned.data();
-  sum_rows_of_columns(map, taps, window, channels, turned);
-  transpose<true>(turned + columns.first - window.first, window.count, scratch.sums.data(), kRoiBlock, channels,
-                  columns.count);
+  for (int c = 0; c < channels; ++c) {
+    const S* channel = map.data + c * map.channel_stride + window.first;
+    sum_taps(turned + c * window.count, taps, channel, 0, map.row_stride, {1, 0, window.count});
+  }
+  transpose<true>(turned + columns.first - window.first, window.count, sums, kRoiBlock, channels, columns.count);
 }
 
 // cells [P, kRoiBlock] of one row of the output.
 template <class T>
 LIBRA_ROI_LOOP void sum_columns(const RoiWeights<T>& columns, int count, const T* sums, T* cells) {
   for (int cell = 0; cell < count; ++cell) {
-    const RoiTaps<T> taps(columns, cell);
-    RoiLanes<T, kRoiBlock> sum;
-    sum.clear();
-    for (int i = 0; i < taps.count; ++i) {
-      sum.add(taps.first[i].weight, sums + (taps.first[i].cell - columns.first) * kRoiBlock);
-    }
-    sum.store(cells + cell * kRoiBlock);
+    sum_taps(cells + cell * kRoiBlock, RoiTaps<T>(columns, cell), sums, columns.first, kRoiBlock, {1, 0, kRoiBlock});
   }
 }
 
@@ -267,55 +258,9 @@ LIBRA_ROI_LOOP void spread_columns(const RoiWeights<T>& columns, int count, cons
   std::fill_n(sums, columns.count * kRoiBlock, T(0));
   for (int cell = 0; cell < count; ++cell) {
     const RoiTaps<T> taps(columns, cell);
-    RoiLanes<T, kRoiBlock> gradient, sum;
-    gradient.load(cells + cell * kRoiBlock);
     for (int i = 0; i < taps.count; ++i) {
-      T* to = sums + (taps.first[i].cell - columns.first) * kRoiBlock;
-      sum.load(to);
-      sum.add(taps.first[i].weight, gradient);
-      sum.store(to);
-    }
-  }
-}
-
-// Adds to the map; sums [columns, kRoiBlock].
-template <class T>
-LIBRA_ROI_LOOP void spread_rows_of_channels(const T* sums, RoiTaps<T> taps, const RoiWeights<T>& columns, int channels,
-                                            const RoiMap<T>& map) {
-  for (int i = 0; i < taps.count; ++i) {
-    const T weight = taps.first[i].weight;
-    T* to = map.data + taps.first[i].cell * map.row_stride + columns.first * map.column_stride;
-    for (int x = 0; x < columns.count; ++x, to += map.column_stride) {
-      if (channels == kRoiBlock) {
-        RoiLanes<T, kRoiBlock> sum;
-        sum.load(to);
-        sum.add(weight, sums + x * kRoiBlock);
-        sum.store(to);
-      } else {
-        for (int k = 0; k < channels; ++k) to[k] += weight * sums[x * kRoiBlock + k];
-      }
-    }
-  }
-}
-
-// The same; turned [channels, window.count].
-template <class T>
-LIBRA_ROI_LOOP void spread_rows_of_columns(const T* turned, RoiTaps<T> taps, const RoiWindow& window, int channels,
-                                           const RoiMap<T>& map) {
-  for (int c = 0; c < channels; ++c, turned += window.count) {
-    for (int i = 0; i < taps.count; ++i) {
-      const T weight = taps.first[i].weight;
-      T* to = map.data + c * map.channel_stride + taps.first[i].cell * map.row_stride + window.first;
-      if (!window.whole) {
-        for (int x = 0; x < window.count; ++x) to[x] += weight * turned[x];
-        continue;
-      }
-      for (int x = 0; x < window.count; x += kRoiColumns) {
-        RoiLanes<T, kRoiColumns> sum;
-        sum.load(to + x);
-        sum.add(weight, turned + x);
-        sum.store(to + x);
-      }
+      add_scaled(sums + (taps.first[i].cell - columns.first) * kRoiBlock, taps.first[i].weight,
+                 cells + cell * kRoiBlock, kRoiBlock);
     }
   }
 }
@@ -327,14 +272,30 @@ LIBRA_ROI_LOOP void spread_rows(RoiScratch<T>& scratch, const RoiWeights<T>& row
   const RoiTaps<T> taps(rows, row);
   const T* sums = scratch.sums.data();
   if (map.channels_last()) {
-    spread_rows_of_channels(sums, taps, columns, channels, map);
+    for (int i = 0; i < taps.count; ++i) {
+      const T weight = taps.first[i].weight;
+      T* to = map.data + taps.first[i].cell * map.row_stride + columns.first * map.column_stride;
+      for (int x = 0; x < columns.count; ++x, to += map.column_stride) {
+        if (channels == kRoiBlock) {
+          add_scaled(to, weight, sums + x * kRoiBlock, kRoiBlock);
+        } else {
+          add_scaled(to, weight, sums + x * kRoiBlock, channels);
+        }
+      }
+    }
     return;
   }
   // The window's columns beside those of the box were 0 from the beginning, and stay so.
   const RoiWindow window(columns.first, columns.count, map.width);
   T* turned = scratch.turned.data();
   transpose<false>(sums, kRoiBlock, turned + columns.first - window.first, window.count, columns.count, channels);
-  spread_rows_of_columns(turned, taps, window, channels, map);
+  for (int c = 0; c < channels; ++c) {
+    T* channel = map.data + c * map.channel_stride + window.first;
+    for (int i = 0; i < taps.count; ++i) {
+      add_scaled(channel + taps.first[i].cell * map.row_stride, taps.first[i].weight, turned + c * window.count,
+                 window.count);
+    }
+  }
 }
 
 }  // namespace libra

@@ -109,6 +109,7 @@ __device__ __forceinline__ bool roi_make_lists(RoiList<T> (&lists)[2], const Roi
 template <bool kVectors, class S>
 struct RoiReader {
   static constexpr int kCount = kVectors ? 16 / sizeof(S) : 4;
+  static constexpr int kAhead = kVectors ? 4 : 2;  // feature cells asked for before the first is there
   using T = typename RoiNumber<S>::type;
   struct alignas(16) Pack {
     S value[kCount];
@@ -141,7 +142,7 @@ __device__ __forceinline__ void roi_sum_lists(const RoiMap<const S>& map, const 
   for (int y = first_y; y < first_y + count_y; ++y) {
     T of_row[Reader::kCount] = {};
     const int64_t start = lists[0].cell[y] * map.row_stride;
-#pragma unroll 4
+#pragma unroll(Reader::kAhead)
     for (int x = first_x; x < first_x + count_x; ++x) {
       reader.add(lists[1].weight[x], start + lists[1].cell[x] * map.column_stride, of_row);
     }
