@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 
 from libra_det.devices import choose_device
 from libra_det.interrupt import Interrupted
@@ -122,10 +123,12 @@ def joined_world(device: str) -> Iterator[tuple[World, torch.device]]:
             chosen = device_of_process(device, int(os.environ.get("LOCAL_RANK", "0")))
             if chosen.type == "cuda":
                 torch.cuda.set_device(chosen)
-                dist.init_process_group("nccl", device_id=chosen)
+                dist.init_process_group("nccl", store=_fresh_store(size), rank=rank, world_size=size, device_id=chosen)
+                objects = dist.new_group(backend="gloo", timeout=PATIENCE)
             else:
-                dist.init_process_group("gloo")
-            yield World(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE)), chosen
+                dist.init_process_group("gloo", store=_fresh_store(size), rank=rank, world_size=size, timeout=PATIENCE)
+                objects = dist.group.WORLD
+            yield World(rank, size, objects), chosen
         except Interrupted as stop:
             if rank > 0:  # all have stopped after the same step, and the first one says so
                 raise SystemExit(stop.exit_code) from None
@@ -135,6 +138,18 @@ def joined_world(device: str) -> Iterator[tuple[World, torch.device]]:
                 time.sleep(FIRST_WORD)
             raise
         dist.destroy_process_group()
+
+
+def _fresh_store(size: int) -> dist.Store:
+    """Where the processes find each other's addresses: torchrun's store, but without those of earlier processes.
+
+    torchrun keeps one store when it starts processes again (torch 2.11; torch takes it for a new one), and new ones
+    would call at addresses where nobody listens any more. So does a process that joins twice.
+    """
+    store, _, _ = next(rendezvous("env://"))
+    attempt = f"libra/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    joined_before = (store.add(attempt, 1) - 1) // size  # nobody joins again before all have joined
+    return dist.PrefixStore(f"{attempt}/{joined_before}", store)
 
 
 def device_of_process(name: str, local_rank: int) -> torch.device:
