@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
-from benchmarks import balanced_l1_loss, box_iou, match_and_sample, match_boxes, sample_iou_balanced
+from benchmarks import (
+    balanced_l1_loss,
+    box_iou,
+    inference,
+    loader,
+    match_and_sample,
+    match_boxes,
+    sample_iou_balanced,
+    train_step,
+)
 from benchmarks.case import Case, Plan
 
 SUBJECTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (match_boxes, match_and_sample, balanced_l1_loss, box_iou, sample_iou_balanced)
+    for module in (
+        match_boxes,
+        match_and_sample,
+        balanced_l1_loss,
+        box_iou,
+        sample_iou_balanced,
+        train_step,
+        inference,
+        loader,
+    )
 }
+
+
+DETECTORS = ("train_step", "inference", "loader")
+GROUPS = {"detectors": DETECTORS, "operations": tuple(name for name in SUBJECTS if name not in DETECTORS)}
+
+
+def of_groups(names: Sequence[str]) -> list[str]:
+    """The names of subjects, groups spelled out."""
+    return [subject for name in names for subject in GROUPS.get(name, (name,))]
 
 
 def cases_of(subject: str, plan: Plan) -> list[Case]:
