@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.case import Plan
 
-CALLS = 3
+CALLS = 3  # that a breakdown is the mean of; one at sizes of no interest
 MOST_OPERATIONS = 15  # listed singly in the JSON
 
 MEASURED = "measured calls"
@@ -63,22 +63,23 @@ def break_down(call: Callable[..., Any], sets: Sequence[tuple], plan: Plan) -> d
     """
     with FlopCounterMode(display=False) as flops:
         call(*sets[0])
+    calls = 1 if plan.sizes == "tiny" else CALLS
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if plan.cuda else [])]
     _finish(plan)
     with profile(activities=activities, acc_events=True) as recorded:
         start = time.perf_counter()
         with record_function(MEASURED):
-            for turn in range(CALLS):
+            for turn in range(calls):
                 call(*sets[turn % len(sets)])
         _finish(plan)
-        seconds = (time.perf_counter() - start) / CALLS
+        seconds = (time.perf_counter() - start) / calls
     everything = recorded.events()
     measured = next(event.time_range for event in everything if event.name == MEASURED)
     events = [event for event in everything if event.name != MEASURED]
     times: dict[str, float] = defaultdict(float)
     operations: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
     for event in events:
-        own = _own_seconds(event, plan.cuda) / CALLS
+        own = _own_seconds(event, plan.cuda) / calls
         part = OPTIMIZER if _in_optimizer(event) else part_of(event.name)
         times[part] += own
         operations[part, event.name][0] += own
@@ -89,8 +90,8 @@ def break_down(call: Callable[..., Any], sets: Sequence[tuple], plan: Plan) -> d
     return {
         "seconds": seconds,
         "parts": parts,
-        "operations": [[name, total, count / CALLS] for (_, name), (total, count) in longest],
-        "counts": _counts([event for event in events if _belongs(event, measured)], plan.cuda),
+        "operations": [[name, total, count / calls] for (_, name), (total, count) in longest],
+        "counts": _counts([event for event in events if _belongs(event, measured)], calls, plan.cuda),
         "multiply-adds": flops.get_total_flops() // 2,
     }
 
@@ -122,9 +123,9 @@ def _in_optimizer(event: Any) -> bool:
     return False
 
 
-def _counts(events: Iterable[Any], cuda: bool) -> dict[str, float]:
+def _counts(events: list[Any], calls: int, cuda: bool) -> dict[str, float]:
     """How often a call waits, and what it launches; CUDA's functions are seen on a GPU only."""
     words = dict(WAITS) if cuda else {name: words for name, words in WAITS.items() if words[0].startswith("aten::")}
     if cuda:
         words["launches"] = LAUNCHES
-    return {name: sum(event.name.startswith(those) for event in events) / CALLS for name, those in words.items()}
+    return {name: sum(event.name.startswith(those) for event in events) / calls for name, those in words.items()}

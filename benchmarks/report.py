@@ -31,7 +31,8 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks.report` from the JSON in `results/`; not edited. All sides of a case run in one
 process, in turns; given are the median and the quartiles of a call. Before they are timed, both sides of a comparison
-have to give the same result. What the tables say:
+have to give the same result; whole detectors the same sizes, proposals, samples and numbers of parameters. What the
+tables say:
 
 - *eager*: `libra_ops/reference.py` in plain PyTorch. *torch.compile*: the same with `dynamic=False`, warmed up. Its
   question whether any box is huge is answered beforehand: so it is one graph, and several times as fast.

@@ -62,19 +62,18 @@ def test_the_shared_weights_give_the_same_features_and_scores():
 
 
 def test_a_step_trains_and_an_inference_does_not():
-    for training in (True, False):
-        for ours in (True, False):
-            side = Detector(TINY, CPU, training, ours, channels_last=False, amp=training)
-            arguments = side.prepare(batch())
-            side(*arguments)
-            model = side.model
-            before = [value.detach().clone() for value in model.parameters()]
-            side(*arguments)
-            moved = [not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True)]
-            frozen = [not value.requires_grad for value in model.parameters()]
-            assert any(moved) == training and not any(a and b for a, b in zip(moved, frozen, strict=True))
-            side.release()
-            assert side.model is None
+    for training, ours in ((True, True), (True, False), (False, True)):
+        side = Detector(TINY, CPU, training, ours, channels_last=False, amp=training)
+        arguments = side.prepare(batch())
+        side(*arguments)
+        model = side.model
+        before = [value.detach().clone() for value in model.parameters()]
+        side(*arguments)
+        moved = [not torch.equal(new, old) for new, old in zip(model.parameters(), before, strict=True)]
+        frozen = [not value.requires_grad for value in model.parameters()]
+        assert any(moved) == training and not any(a and b for a, b in zip(moved, frozen, strict=True))
+        side.release()
+        assert side.model is None
 
 
 def test_batches_are_of_the_size_with_boxes_inside():
@@ -121,8 +120,10 @@ def test_what_a_gpu_runs_runs_at_a_tiny_size_too():
     """All but the graph, which needs one."""
     case = train_step._on_gpu(TINY_PLAN, TINY)
     sides = {name: side for name, side in case.sides.items() if name != train_step.GRAPH}
-    found = run_case(replace(case, sides=sides), replace(TINY_PLAN, samples=1, seconds=0, memory="none"), CpuClock())
+    found = run_case(
+        replace(case, sides=sides), replace(TINY_PLAN, samples=1, fewest=1, seconds=0, memory="none"), CpuClock()
+    )
     assert found["failures"] == [] and "trained; images" in found["checks"]["torchvision"]
     assert found["sides"]["torchvision"]["breakdown"]["counts"]["nonzero"] > 0
-    loading = loader._on_the_gpu(replace(TINY_PLAN, samples=1, seconds=0), (48, 64), images=2)
+    loading = loader._on_the_gpu(TINY_PLAN, (48, 64), images=2)
     assert "median" in run_case(loading, TINY_PLAN, CpuClock())["sides"][loader.GPU_DECODE]
