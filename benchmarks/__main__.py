@@ -14,15 +14,17 @@ from benchmarks.case import Plan
 from benchmarks.machine import pin
 from benchmarks.report import write_report
 from benchmarks.run import run
-from benchmarks.subjects import SUBJECTS
+from benchmarks.subjects import GROUPS, SUBJECTS, of_groups
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Times libra_ops against plain PyTorch, torch.compile, torchvision and the published algorithm.",
+        description="Times libra_ops and libra_det against plain PyTorch, torch.compile, torchvision and others.",
     )
-    parser.add_argument("names", nargs="*", metavar="name", help=f"subjects (default: all): {', '.join(SUBJECTS)}")
+    parser.add_argument(
+        "names", nargs="*", metavar="name", help=f"subjects (default: all): {', '.join([*SUBJECTS, *GROUPS])}"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the goals and little more, fewer samples: a minute or two"
     )
@@ -31,9 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--label", default="", help="the file is DEVICE-LABEL.json: RESULTS.md shows runs side by side")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no further case after so long")
     asked = parser.parse_args(arguments)
+    asked.names = of_groups(asked.names)
     unknown = sorted(set(asked.names) - set(SUBJECTS))
     if unknown:
-        parser.error(f"names: expected among {', '.join(SUBJECTS)}, got {', '.join(unknown)}")
+        parser.error(f"names: expected among {', '.join([*SUBJECTS, *GROUPS])}, got {', '.join(unknown)}")
     built = libra_ops.build_info()["cuda"]
     if asked.device is None:
         asked.device = "cuda" if torch.cuda.is_available() and built.startswith("yes") else "cpu"

@@ -64,6 +64,8 @@ class Side:
         run, and the table says so.
     one_set: always the same input set (data-dependent shapes would make torch.compile start anew).
     not_run: why it is left out, if it is.
+    breakdown: where its time goes is measured too, see `benchmarks.breakdown`.
+    release: called when the case is over, to give up what the side keeps.
     """
 
     call: Callable[..., Any]
@@ -74,6 +76,8 @@ class Side:
     compiled: bool = False
     note: str = ""
     not_run: str = ""
+    breakdown: bool = False
+    release: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Case:
     visits: of an input set, the pairs that our kernel looks at one by one, where it does so by a rule that can be
         computed; visit_operations: the least float32 instructions for one of them.
     training: a size at which detectors are trained. goal: measured first. memory: peak memory is measured.
+    whole: a program and no operation (a training step, a data loader). It has no ceiling, several input sets whatever
+        their size, at least `fewest` samples, and it may wait for the device.
+    images: that a call works on, where it is to be seen beside images a second.
     """
 
     subject: str
@@ -95,13 +102,16 @@ class Case:
     size: int
     make: Callable[[torch.Generator], tuple]
     sides: dict[str, Side]
-    bytes: int
+    bytes: int = 0
     operations: int = 0
     visits: Callable[..., int] | None = None
     visit_operations: int = 0
     training: bool = False
     goal: bool = False
     memory: bool = False
+    whole: bool = False
+    fewest: int = 0
+    images: int = 0
     extra: dict[str, Any] = field(default_factory=dict)
 
 

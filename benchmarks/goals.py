@@ -6,55 +6,24 @@ A goal's `measure` takes the run and returns the number, or None where the run h
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from benchmarks.balanced_l1_loss import bytes_moved as loss_bytes
 from benchmarks.case import COMPILED, COPY, EAGER, OURS
+from benchmarks.detector_goals import DETECTOR_GOALS
+from benchmarks.goal import Goal, find, percent, quotient, time_of
 from benchmarks.match_and_sample import GRAPH, PUBLISHED
-from benchmarks.tables import ratio, seconds, size
+from benchmarks.tables import seconds, size
 
 TORCHVISION = "torchvision"
 
 
-@dataclass(frozen=True)
-class Goal:
-    """kind: cpu or cuda. limit: what `measure` has to reach, or with at_most what it may not exceed.
-
-    counted: of a run, in words, the cases that `measure` looks at, where they are several.
-    """
-
-    kind: str
-    subject: str
-    words: str
-    limit: float
-    measure: Callable[[dict], float | None]
-    show: Callable[[float], str] = ratio
-    at_most: bool = False
-    counted: Callable[[dict], str] | None = None
-
-    def met(self, value: float) -> bool:
-        return value <= self.limit if self.at_most else value >= self.limit
-
-
-def find(run: dict, subject: str, case: str) -> dict | None:
-    return next((one for one in run["cases"] if (one["subject"], one["case"]) == (subject, case)), None)
-
-
-def time_of(case: dict | None, side: str) -> float | None:
-    return case["sides"].get(side, {}).get("median") if case else None
-
-
 def over_ours(subject: str, case: str, side: str) -> Callable[[dict], float | None]:
     """How many times our time the side takes."""
-    return lambda run: _quotient(time_of(find(run, subject, case), side), time_of(find(run, subject, case), OURS))
+    return lambda run: quotient(time_of(find(run, subject, case), side), time_of(find(run, subject, case), OURS))
 
 
 def ours_over(subject: str, case: str, side: str) -> Callable[[dict], float | None]:
-    return lambda run: _quotient(time_of(find(run, subject, case), OURS), time_of(find(run, subject, case), side))
-
-
-def _quotient(above: float | None, below: float | None) -> float | None:
-    return above / below if above is not None and below else None
+    return lambda run: quotient(time_of(find(run, subject, case), OURS), time_of(find(run, subject, case), side))
 
 
 def extra_memory(subject: str, case: str) -> Callable[[dict], float | None]:
@@ -70,7 +39,7 @@ def share_of_copy(subject: str, case: str) -> Callable[[dict], float | None]:
 
     def measure(run: dict) -> float | None:
         found = find(run, subject, case)
-        return _quotient(_quotient(found and found["bytes"], time_of(found, OURS)), run["ceilings"]["copy"])
+        return quotient(quotient(found and found["bytes"], time_of(found, OURS)), run["ceilings"]["copy"])
 
     return measure
 
@@ -81,7 +50,7 @@ def share_of_fma(subject: str, case: str) -> Callable[[dict], float | None]:
     def measure(run: dict) -> float | None:
         found = find(run, subject, case)
         done = found.get("visit operations") if found else None
-        return _quotient(_quotient(done, time_of(found, OURS)), run["ceilings"]["fma"])
+        return quotient(quotient(done, time_of(found, OURS)), run["ceilings"]["fma"])
 
     return measure
 
@@ -89,7 +58,7 @@ def share_of_fma(subject: str, case: str) -> Callable[[dict], float | None]:
 def compiled_over_ours(case: dict) -> float | None:
     """torch.compile's time over ours: the smaller of the ratios of the device's time and of the whole call's."""
     sides = [case["sides"].get(name, {}) for name in (COMPILED, OURS)]
-    ratios = [_quotient(*(side.get(clock) for side in sides)) for clock in ("median", "call")]
+    ratios = [quotient(*(side.get(clock) for side in sides)) for clock in ("median", "call")]
     return min(ratios) if None not in ratios else None
 
 
@@ -115,10 +84,6 @@ def cases_counted(subject: str, training: bool) -> Callable[[dict], str]:
         return f"counted: {'; '.join(in_it) or 'none'}" + (f". Not run: {'; '.join(left_out)}" if left_out else "")
 
     return words
-
-
-def percent(value: float) -> str:
-    return f"{value:.0%}"
 
 
 def _cpu() -> list[Goal]:
@@ -211,7 +176,7 @@ def _cuda() -> list[Goal]:
     return found
 
 
-GOALS = [*_cpu(), *_cuda()]
+GOALS = [*_cpu(), *_cuda(), *DETECTOR_GOALS]
 COLUMNS = ["operation", "goal", "expected", "measured", ""]
 
 
@@ -227,7 +192,7 @@ def goal_rows(kind: str, runs: list[dict]) -> list[list[str]]:
 
 
 def _verdict(goal: Goal, runs: list[dict]) -> tuple[str, str]:
-    values = [goal.measure(run) for run in runs]
+    values = [goal.measure(run) for run in runs if any(case["subject"] == goal.subject for case in run["cases"])]
     met = [goal.met(value) for value in values if value is not None]
     if not met:
         return "not measured", ""

@@ -3,11 +3,11 @@
 #
 #   OUT=runs/gpu benchmarks/gpu.sh
 #
-# Builds in place; then at once the tests marked cuda and compute-sanitizer's four tools; then, alone, the benchmarks;
-# then a short training. Each stage has a time limit, so that one that hangs leaves the others their time; the exit
-# status is 0 only if none failed. Nothing is downloaded. In OUT: summary.json, cuda.json (the benchmarks), a log
-# for each stage, and more.tar.gz (tables, plots, the trained run without checkpoints): few files, easy to
-# fetch.
+# Builds in place; then at once the tests marked cuda and compute-sanitizer's four tools; then, alone, the benchmarks of
+# whole detectors and those of the operations; then a short training. Each stage has a time limit, so that one that hangs leaves the others their time; the exit
+# status is 0 only if none failed. Nothing is downloaded. In OUT: summary.json, cuda.json and cuda-detectors.json (the
+# benchmarks), logs, and more.tar.gz (the build's log, tables, plots, the trained run without checkpoints): few files,
+# easy to fetch.
 #
 # Environment: OUT          folder of the results (needed)
 #              LIBRA_DATA   folder that holds bccd/, the data set of the training; without it there is none
@@ -66,7 +66,7 @@ have() { "$python" -c "import $1" 2>/dev/null; }
 # The stages that ran, in the order of this list, as OUT/summary.json; the exit status of the whole.
 finish() {
   local name lines="" failed=0
-  for name in packages build tests memcheck racecheck synccheck initcheck benchmarks training; do
+  for name in packages build tests memcheck racecheck synccheck initcheck detectors benchmarks training; do
     [ -f "$work/stages/$name" ] || continue
     lines+="${lines:+,$'\n'}  $(cat "$work/stages/$name")"
     grep -q '"result": "failed"' "$work/stages/$name" && failed=1
@@ -91,6 +91,7 @@ done
 export MAX_JOBS=${MAX_JOBS:-$(nproc)}
 LIBRA_CUDA=1 stage build 200 "$OUT/build.log" "$python" setup.py build_ext --inplace || finish
 "$python" -c 'import libra_ops; print(libra_ops.build_info())' >>"$OUT/build.log" 2>&1
+mv "$OUT/build.log" "$work/more/"
 
 tests=tests
 if ! have tyro || ! have pycocotools; then
@@ -111,12 +112,21 @@ done
 wait
 cat "$work"/*check.log >"$OUT/sanitizer.log" 2>/dev/null
 
-budget=$((total - SECONDS - 30)) # the last case begun and the report need some
-[ "$budget" -le 180 ] || budget=180
-[ "$budget" -ge 0 ] || budget=0
-stage benchmarks 250 "$OUT/benchmarks.log" \
-  "$python" -m benchmarks --device cuda --output "$work/more/benchmarks" --budget "$budget"
-cp "$work/more/benchmarks/cuda.json" "$OUT/" 2>/dev/null
+# Seconds after which no further case is begun: WHAT of the time that is left, less what the last case and the report
+# take, and at most LIMIT.
+budget() {
+  local left=$((total - SECONDS - 30))
+  left=$((left * $1 / 100))
+  [ "$left" -le "$2" ] || left=$2
+  [ "$left" -ge 0 ] || left=0
+  echo "$left"
+}
+
+stage detectors 200 "$OUT/benchmarks.log" "$python" -m benchmarks --device cuda --output "$work/more/benchmarks" \
+  --label detectors --quick --budget "$(budget 50 110)" detectors
+stage benchmarks 200 "$OUT/benchmarks.log" "$python" -m benchmarks --device cuda --output "$work/more/benchmarks" \
+  --budget "$(budget 100 120)" operations
+cp "$work"/more/benchmarks/cuda*.json "$OUT/" 2>/dev/null
 
 if [ -z "${LIBRA_DATA:-}" ]; then
   note training skipped 0 "LIBRA_DATA is not set"

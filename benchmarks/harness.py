@@ -11,6 +11,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import memory
+from benchmarks.breakdown import break_down
 from benchmarks.case import COPY, OURS, Case, Mismatch, Plan, Side
 from benchmarks.clock import CpuClock, CudaClock
 
@@ -39,6 +41,11 @@ class Contestant:
     times: list[float]
     enqueues: list[float]  # on a GPU: seconds of the host for each sample
 
+    def turned_sets(self) -> Sequence[tuple]:
+        """Beginning with another one for each sample, which may be a single call."""
+        first = len(self.times) % len(self.sets)
+        return [*self.sets[first:], *self.sets[:first]]
+
 
 def input_set(case: Case, side: Side, device: torch.device, seed: int) -> tuple:
     """What `side.call` takes, on the device."""
@@ -55,10 +62,10 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
     if plan.cuda:
         torch.cuda.empty_cache()
     start = time.perf_counter()
-    count = _set_count(case, plan.device)
+    count = _set_count(case, plan)
     raw = [_on(plan.device, case.make(torch.Generator().manual_seed(seed))) for seed in range(count)]
     sides = dict(case.sides)
-    if not case.operations:
+    if not case.operations and not case.whole:
         sides[COPY] = copy_side(case.bytes, plan.device)
     result = _head(case) | {"input sets": count, "checks": {}, "sides": {name: {} for name in sides}, "failures": []}
     if case.visits:
@@ -77,7 +84,7 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
             clock.finish()
             if name == OURS:
                 ours = outcome
-                with clock.no_synchronisation():
+                with nullcontext() if case.whole else clock.no_synchronisation():
                     side.call(*sets[0])
             elif side.agrees is not None and ours is not None:
                 remark = side.agrees(ours, outcome)
@@ -85,7 +92,7 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
             elif name != COPY:
                 result["checks"][name] = side.note or "not compared"
             del outcome
-            contestants[name] = _enter(side, sets, plan, clock)
+            contestants[name] = _enter(side, sets, plan, clock, case.fewest)
         except torch.OutOfMemoryError:
             result["sides"][name] = {"not run": f"ran out of memory, would need {side.needs / 1e9:.3g} GB"}
         except Exception as error:
@@ -104,10 +111,16 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
             found["hidden"] = found["enqueue"] <= clock.spin
         if sides[name].note:
             found["note"] = sides[name].note
-        if case.memory and name != COPY and plan.memory in ("all", "ours" if name == OURS else "all"):
+        if case.memory and name != COPY and _memory_wanted(name, case, plan):
             say(f"memory of {name}")
             found |= _peak(case, name, contestant, plan)
+        if sides[name].breakdown:
+            say(f"breakdown of {name}")
+            found["breakdown"] = break_down(contestant.call, contestant.sets, plan)
         result["sides"][name] = found
+    for side in sides.values():
+        if side.release is not None:
+            side.release()
     return result | {"seconds": round(time.perf_counter() - start, 2)}
 
 
@@ -125,6 +138,7 @@ def _head(case: Case) -> dict:
         "bytes": case.bytes,
         "operations": case.operations,
         "training": case.training,
+        **({"images": case.images} if case.images else {}),
         **case.extra,
     }
 
@@ -145,18 +159,26 @@ def why_not(side: Side, plan: Plan) -> str:
     return side.not_run
 
 
-def _set_count(case: Case, device: torch.device) -> int:
+def _memory_wanted(name: str, case: Case, plan: Plan) -> bool:
+    """Of whole programs on a GPU that of all sides, which takes two calls more."""
+    all_sides = plan.memory == "all" or (plan.memory == "ours" and case.whole and plan.cuda)
+    return all_sides or (plan.memory == "ours" and name == OURS)
+
+
+def _set_count(case: Case, plan: Plan) -> int:
     """Several input sets where they are small, so that neither caches nor branch prediction know one by heart."""
+    if case.whole:
+        return 1 if plan.sizes == "tiny" else MOST_SETS
     values = case.make(torch.Generator().manual_seed(0))
     size = sum(value.nbytes for value in values if isinstance(value, Tensor))
-    return max(1, min(MOST_SETS, SETS_BYTES[device.type] // max(size, 1)))
+    return max(1, min(MOST_SETS, SETS_BYTES[plan.device.type] // max(size, 1)))
 
 
 def _on(device: torch.device, values: tuple) -> tuple:
     return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)
 
 
-def _enter(side: Side, sets: Sequence[tuple], plan: Plan, clock: Clock) -> Contestant:
+def _enter(side: Side, sets: Sequence[tuple], plan: Plan, clock: Clock, fewest: int) -> Contestant:
     """Warm the side up, and find out how many samples it is owed."""
     for arguments in sets:
         side.call(*arguments)
@@ -166,7 +188,7 @@ def _enter(side: Side, sets: Sequence[tuple], plan: Plan, clock: Clock) -> Conte
         seconds = min(seconds, clock.sample(side.call, sets, clock.calls_per_sample(seconds)))
     calls = clock.calls_per_sample(seconds)
     samples = math.floor(plan.seconds / max(seconds * calls, 1e-9))
-    return Contestant(side.call, sets, calls, min(plan.samples, max(plan.fewest, samples)), [], [])
+    return Contestant(side.call, sets, calls, min(plan.samples, max(plan.fewest, fewest, samples)), [], [])
 
 
 def _time(contestants: dict[str, Contestant], clock: Clock) -> None:
@@ -177,7 +199,7 @@ def _time(contestants: dict[str, Contestant], clock: Clock) -> None:
         for round_ in range(rounds):
             for one in contestants.values():
                 if (round_ + 1) * one.samples // rounds > len(one.times):
-                    one.times.append(clock.sample(one.call, one.sets, one.calls))
+                    one.times.append(clock.sample(one.call, one.turned_sets(), one.calls))
                     if isinstance(clock, CudaClock):
                         one.enqueues.append(clock.enqueue)
     finally:

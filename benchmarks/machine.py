@@ -17,7 +17,14 @@ import libra_ops
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("torch", "torchvision", "numpy", "triton")
-SOURCES = ("csrc", "libra_ops", "setup.py", "benchmarks/*.py", "benchmarks/*.c")  # what a number depends on
+SOURCES = (
+    "csrc",
+    "libra_ops",
+    "libra_det",
+    "setup.py",
+    "benchmarks/*.py",
+    "benchmarks/*.c",
+)  # what a number depends on
 CPU_THREADS = 2  # the goals are those of two cores
 
 

@@ -4,7 +4,7 @@
     python -m benchmarks.report FOLDER         from FOLDER/*.json to FOLDER/RESULTS.md
 
 Several runs of one device (cpu.json, cpu-2.json, ...) stand side by side in the table of goals; the other tables and
-the pictures show the first.
+the pictures show each operation as the first run has it that measured it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.goals import COLUMNS, goal_rows
 from benchmarks.plots import draw
 from benchmarks.subjects import SUBJECTS
-from benchmarks.tables import markdown, memory_of, remarks_of, times_of
+from benchmarks.tables import breakdowns_of, markdown, memory_of, remarks_of, times_of
 
 FOLDER = Path(__file__).resolve().parent
 KINDS = {"cpu": "CPU", "cuda": "GPU"}
@@ -31,7 +31,8 @@ INTRODUCTION = """\
 
 Written by `python -m benchmarks.report` from the JSON in `results/`; not edited. All sides of a case run in one
 process, in turns; given are the median and the quartiles of a call. Before they are timed, both sides of a comparison
-have to give the same result. What the tables say:
+have to give the same result; whole detectors the same sizes, proposals, samples and numbers of parameters. What the
+tables say:
 
 - *eager*: `libra_ops/reference.py` in plain PyTorch. *torch.compile*: the same with `dynamic=False`, warmed up. Its
   question whether any box is huge is answered beforehand: so it is one graph, and several times as fast.
@@ -72,7 +73,9 @@ def results_text(
             parts.append(f"## {title}\n\nNot measured. {COMMANDS[kind]}")
             continue
         parts.append(f"## {title}\n\n" + "\n".join(_facts(run) for run in runs[kind]))
-        parts += _details(runs[kind][0], pictures.get(kind, {}))
+        told: set[str] = set()
+        for run in runs[kind]:  # each subject as the first run has it that measured it
+            parts += _details(run, pictures.get(kind, {}), told)
     parts += map(_compiled, compiled)
     return "\n\n".join(parts) + "\n"
 
@@ -87,12 +90,12 @@ def write_report(folder: Path, target: Path | None = None) -> Path:
     runs = load_runs(folder)
     pictures = {}
     for kind, documents in runs.items():
-        if documents:
-            drawn = draw(documents[0], folder)
-            pictures[kind] = {
-                subject: file.resolve().relative_to(target.resolve().parent).as_posix()
+        for document in reversed(documents):  # the first that measured a subject is drawn
+            drawn = draw(document, folder)
+            pictures.setdefault(kind, {}).update(
+                (subject, file.resolve().relative_to(target.resolve().parent).as_posix())
                 for subject, file in drawn.items()
-            }
+            )
     target.write_text(results_text(runs, pictures, load_compiled(folder)))
     return target
 
@@ -114,9 +117,12 @@ def _facts(run: dict) -> str:
     )
 
 
-def _details(run: dict, pictures: dict[str, str]) -> list[str]:
+def _details(run: dict, pictures: dict[str, str], told: set[str]) -> list[str]:
     parts = []
     for subject in dict.fromkeys(case["subject"] for case in run["cases"]):
+        if subject in told:
+            continue
+        told.add(subject)
         module = SUBJECTS[subject]
         parts.append(f"### {module.TITLE}\n\n{module.TEXT}")
         parts.append(markdown(*times_of(run, subject)))
@@ -125,6 +131,8 @@ def _details(run: dict, pictures: dict[str, str]) -> list[str]:
         columns, rows = memory_of(run, subject)
         if rows:
             parts.append("Peak memory beyond the inputs:\n\n" + markdown(columns, rows))
+        for columns, rows in breakdowns_of(run, subject):
+            parts.append("Where the time of a call goes, under the profiler:\n\n" + markdown(columns, rows))
         if subject in pictures:
             parts.append(f"![{module.TITLE}: cost against size]({pictures[subject]})")
     return parts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 from benchmarks import (
@@ -9,6 +10,8 @@ from benchmarks import (
     box_coding,
     box_iou,
     box_regression_loss,
+    inference,
+    loader,
     match_and_sample,
     match_boxes,
     multiscale_roi_align,
@@ -16,6 +19,7 @@ from benchmarks import (
     sample_iou_balanced,
     sigmoid_focal_loss,
     topk_per_level,
+    train_step,
 )
 from benchmarks.case import Case, Plan
 
@@ -33,8 +37,20 @@ SUBJECTS: dict[str, ModuleType] = {
         sigmoid_focal_loss,
         box_regression_loss,
         multiscale_roi_align,
+        train_step,
+        inference,
+        loader,
     )
 }
+
+
+DETECTORS = ("train_step", "inference", "loader")
+GROUPS = {"detectors": DETECTORS, "operations": tuple(name for name in SUBJECTS if name not in DETECTORS)}
+
+
+def of_groups(names: Sequence[str]) -> list[str]:
+    """The names of subjects, groups spelled out."""
+    return [subject for name in names for subject in GROUPS.get(name, (name,))]
 
 
 def cases_of(subject: str, plan: Plan) -> list[Case]:

@@ -34,28 +34,36 @@ def times_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]:
     cases = [case for case in document["cases"] if case["subject"] == subject]
     others = [name for name in dict.fromkeys(n for case in cases for n in case["sides"]) if name not in (OURS, COPY)]
     cuda = document["kind"] == "cuda"
-    columns = ["size", "libra_ops", *(["with launches"] if cuda else []), *others, "ceiling"]
+    columns = ["size", title_of(subject), *(["with launches"] if cuda else []), *others, "ceiling"]
     rows = []
     for case in cases:
-        ours = case["sides"][OURS]
-        if "not run" in ours:
-            rows.append([case["case"], ours["not run"], *[""] * (len(columns) - 2)])
-            continue
-        spread = f"({seconds(ours['low'])} to {seconds(ours['high'])})"
-        row = [case["case"], f"{seconds(ours['median'])} {spread}{_visible(ours)}"]
-        if cuda:
-            row.append(seconds(ours["call"]))
-        row += [_other(case["sides"].get(name), ours) for name in others]
+        ours, images = case["sides"][OURS], case.get("images", 0)
+        row = [case["case"], _ours(ours, images), *([seconds(ours["call"]) if "call" in ours else ""] if cuda else [])]
+        row += [_other(case["sides"].get(name), ours, images) for name in others]
         rows.append([*row, share_of_ceiling(case, document)[1]])
+    if not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     return columns, rows
 
 
-def _other(side: dict | None, ours: dict) -> str:
+def _ours(side: dict, images: int) -> str:
+    if "not run" in side:
+        return side["not run"]
+    spread = f"({seconds(side['low'])} to {seconds(side['high'])})"
+    return f"{seconds(side['median'])} {spread}{_rate(side, images)}{_visible(side)}"
+
+
+def _other(side: dict | None, ours: dict, images: int) -> str:
     if side is None:
         return ""
     if "not run" in side:
         return side["not run"]
-    return f"{seconds(side['median'])} ({ratio(side['median'] / ours['median'])}){_visible(side)}"
+    times = f" ({ratio(side['median'] / ours['median'])})" if "median" in ours else ""
+    return f"{seconds(side['median'])}{times}{_rate(side, images)}{_visible(side)}"
+
+
+def _rate(side: dict, images: int) -> str:
+    return f", {images / side['median']:.3g} images/s" if images else ""
 
 
 def _visible(side: dict) -> str:
@@ -91,6 +99,8 @@ def share_of_ceiling(case: dict, document: dict) -> tuple[float | None, str]:
             share, visited = _of_multiply_adds(case["visit operations"] / ours["median"], most)
             words += f"; visited {case['visits'] / case['size']:.0%} of pairs: {visited}"
         return share, words
+    if COPY not in case["sides"]:
+        return None, ""
     share = case["sides"][COPY]["median"] / ours["median"]
     return share, f"{case['bytes'] / ours['median'] / 1e9:,.3g} GB/s, {share:.0%} of copy"
 
@@ -116,7 +126,33 @@ def memory_of(document: dict, subject: str) -> tuple[list[str], list[list[str]]]
             words = f"{size(side['peak'])}, of which result {size(side['result'])}" if "peak" in side else ""
             cells.append(words or side.get("not run", ""))
         rows.append([case["case"], *cells])
-    return ["size", *others], rows
+    return ["size", *(title_of(subject) if name == OURS else name for name in others)], rows
+
+
+def title_of(subject: str) -> str:
+    """What our side is called in a subject's tables: libra_ops, or libra_det where whole detectors compete."""
+    return getattr(SUBJECTS[subject], "OURS_IS", OURS)
+
+
+def breakdowns_of(document: dict, subject: str) -> list[tuple[list[str], list[list[str]]]]:
+    """For each case that has one, columns and rows: where the time of each side goes, and how often it waits."""
+    tables = []
+    for case in document["cases"]:
+        found = {name: side["breakdown"] for name, side in case["sides"].items() if "breakdown" in side}
+        if case["subject"] != subject or not found:
+            continue
+        rows = [["a call", *(seconds(one["seconds"]) for one in found.values())]]
+        for part in dict.fromkeys(part for one in found.values() for part in one["parts"]):
+            rows.append([part, *(_share(one["parts"].get(part, 0.0), one["seconds"]) for one in found.values())])
+        for what in dict.fromkeys(what for one in found.values() for what in one["counts"]):
+            rows.append([f"{what}, times", *(f"{one['counts'].get(what, 0):.3g}" for one in found.values())])
+        rows.append(["multiply-adds", *(f"{one['multiply-adds'] / 1e9:.3g} G" for one in found.values())])
+        tables.append(([case["case"], *(title_of(subject) if name == OURS else name for name in found)], rows))
+    return tables
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{seconds(part)}, {part / whole:.0%}" if part else ""
 
 
 def print_results(document: dict, console: Console) -> None:
@@ -127,6 +163,7 @@ def print_results(document: dict, console: Console) -> None:
         for what, (columns, rows) in (
             ("time (times ours)", times_of(document, subject)),
             ("peak memory beyond the inputs", memory_of(document, subject)),
+            *(("where the time goes", one) for one in breakdowns_of(document, subject)),
         ):
             if not rows:
                 continue

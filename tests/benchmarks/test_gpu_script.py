@@ -20,7 +20,10 @@ case "$*" in
   *torch.cuda.is_available*) echo True; exit 0 ;;
 esac
 [ -n "${FAIL:-}" ] && [[ "$*" == *"$FAIL"* ]] && { echo "failed as told"; exit 3; }
-[[ "$*" == *"-m benchmarks --device cuda --output"* ]] && { mkdir -p "$6"; echo '{}' >"$6/cuda.json"; }
+[[ "$*" == *"-m benchmarks --device cuda --output"* ]] && {
+  mkdir -p "$6"
+  [[ "$*" == *"--label detectors"* ]] && echo '{}' >"$6/cuda-detectors.json" || echo '{}' >"$6/cuda.json"
+}
 echo "ran: $*"
 """
 SANITIZER = '#!/usr/bin/env bash\n[ "$2" = "${FAIL_TOOL:-}" ] && exit 9\necho "$@"\n'
@@ -64,18 +67,23 @@ def test_all_stages_pass_and_little_is_left_to_fetch(run, tmp_path):
     (tmp_path / "wheels" / "a.whl").touch()
     status, stages, out = run(LIBRA_DATA=str(tmp_path), WHEELS=str(tmp_path / "wheels"))
     tools = ["memcheck", "racecheck", "synccheck", "initcheck"]
-    assert list(stages) == ["packages", "build", "tests", *tools, "benchmarks", "training"]
+    assert list(stages) == ["packages", "build", "tests", *tools, "detectors", "benchmarks", "training"]
     assert status == 0 and all(stage["result"] == "passed" for stage in stages.values())
     files = [file.name for file in out.iterdir()]
-    assert len(files) <= LIMIT_OF_FILES and {"summary.json", "cuda.json", "more.tar.gz"} <= set(files)
+    assert len(files) <= LIMIT_OF_FILES and {"summary.json", "cuda.json", "cuda-detectors.json", "more.tar.gz"} <= set(
+        files
+    )
     assert (out / "sanitizer.log").read_text().count("=== ") == 4
     assert f"--data {tmp_path}/bccd" in (out / "training.log").read_text()
-    assert "--budget 180" in (out / "benchmarks.log").read_text()
+    log = (out / "benchmarks.log").read_text()
+    assert "--quick --budget 110 detectors" in log and "--budget 120 operations" in log
 
 
 def test_the_benchmarks_get_what_time_is_left(run):
     _, _, out = run(SECONDS="400")  # bash counts on from there; 525 in all, of which 30 are kept back
-    assert any(f"--budget {left}" in (out / "benchmarks.log").read_text() for left in range(60, 96))
+    log = (out / "benchmarks.log").read_text()
+    assert any(f"--budget {left} operations" in log for left in range(60, 96))
+    assert any(f"--budget {left} detectors" in log for left in range(30, 48))
 
 
 def test_without_data_there_is_no_training(run):

@@ -22,6 +22,7 @@ from benchmarks.match_boxes import visited_pairs
 from benchmarks.report import write_report
 from benchmarks.run import run
 from benchmarks.subjects import SUBJECTS, cases_of
+from benchmarks.tables import times_of
 
 CPU = torch.device("cpu")
 TINY = Plan(CPU, sizes="tiny", seconds=0.002, samples=3, fewest=2, compile=False, memory="none")
@@ -50,7 +51,7 @@ def test_every_side_ran_and_agreed_or_says_why(results):
             assert 0 < side["low"] <= side["median"] <= side["high"]
             assert side["samples"] >= 2
             assert name in (OURS, COPY) or case["checks"][name]
-        assert (COPY in case["sides"]) == (case["operations"] == 0)
+        assert (COPY in case["sides"]) == (case["operations"] == 0 and "images" not in case)
 
 
 def test_a_run_says_where_and_with_what_it_was_made(results):
@@ -86,7 +87,7 @@ def test_the_command_runs_what_it_is_told_and_nothing_unknown(capsys):
 def test_cases_have_names_of_their_own(subject, sizes):
     for device in ("cpu", "cuda"):  # cases hold no tensors: listing them needs no GPU
         for case in cases_of(subject, Plan(torch.device(device), sizes=sizes)):
-            assert case.bytes > 0 and case.size > 0 and OURS in case.sides
+            assert (case.bytes > 0 or case.whole) and case.size > 0 and OURS in case.sides
 
 
 def case_of(sides: dict[str, Side]) -> Case:
@@ -130,6 +131,29 @@ def test_sides_take_turns_and_slow_ones_give_fewer_samples():
     timed = calls[-sum(calls.count(name) for name in ("fast", "slow")) // 2 :]
     first, last = timed.index("slow"), len(timed) - 1 - timed[::-1].index("slow")
     assert "fast" in timed[first:last]
+
+
+def test_input_sets_take_turns_where_a_sample_is_one_call():
+    seen = []
+
+    def look(x):
+        time.sleep(0.002)  # longer than the shortest sample
+        seen.append(x.sum().item())
+
+    case = replace(case_of({OURS: Side(look)}), whole=True, fewest=8)
+    run_case(case, replace(TINY, sizes="full", samples=8), CpuClock())
+    assert len(set(seen[-8:])) == 4
+
+
+def test_a_whole_program_has_no_ceiling_is_released_and_shows_its_images(tmp_path):
+    given_up = []
+    sides = {OURS: Side(lambda x: None, release=lambda: given_up.append(OURS)), "other": Side(lambda x: None)}
+    result = run_case(replace(case_of(sides), subject="loader", bytes=0, whole=True, images=12), TINY, CpuClock())
+    assert given_up == [OURS] and set(result["sides"]) == {OURS, "other"}
+    document = {"kind": "cpu", "cases": [result], "ceilings": {"copy": 1e10, "fma": None}}
+    columns, rows = times_of(document, "loader")
+    assert columns == ["size", "libra_det", "other"]
+    assert rows[0][1].endswith("images/s") and "x), " in rows[0][2]
 
 
 def test_differences_are_found():

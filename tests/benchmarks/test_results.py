@@ -117,6 +117,60 @@ def test_the_goal_of_matching_is_judged_by_visited_pairs():
     assert "nominal 9,000 G/s, 90% of FMA; visited 10% of pairs: 582 G/s, 6% of FMA" in text
 
 
+def a_step(name: str, **sides: dict) -> dict:
+    return {
+        "subject": "train_step",
+        "case": name,
+        "size": 4,
+        "images": 4,
+        "bytes": 0,
+        "operations": 0,
+        "training": True,
+        "checks": {},
+        "failures": [],
+        "plot": False,
+        "sides": sides,
+    }
+
+
+def test_a_training_step_is_judged_by_the_better_format_of_each_side_and_shows_where_its_time_goes():
+    name = "Faster R-CNN R-18, 4 x 240 x 320, float32"
+    parts = {"seconds": 0.5, "parts": {"batch norm": 0.1, "libra_ops": 0.4}, "operations": [], "multiply-adds": 5e9}
+    sides = {
+        OURS: side(0.5, breakdown=parts | {"counts": {"nonzero": 0.0}}),
+        "libra_det, NCHW": side(0.4),
+        "plain pyramid": side(0.3),
+        "torchvision": side(0.5),
+        "torchvision, NCHW": side(0.8),
+    }
+    runs = [a_run(), a_run(cases=[a_step(name, **sides)])]
+    text = results_text({"cpu": runs, "cuda": []}, {})
+    assert f"| {name}, plain pyramid, over torchvision's | at most 0.80x | 0.60x | met |" in text
+    assert f"| {name}, all of Libra, over torchvision's | at most 0.90x | 0.80x | met |" in text
+    assert "| size | libra_det | libra_det, NCHW | plain pyramid | torchvision | torchvision, NCHW |" in text
+    assert "| 300 ms (0.60x), 13.3 images/s |" in text
+    assert "| batch norm | 100 ms, 20% |" in text and "| nonzero, times | 0 |" in text
+    assert "| 200,000 x 100 |" in text  # of the other run
+
+
+def test_a_step_on_a_gpu_is_judged_by_images_waits_and_memory():
+    name = "Faster R-CNN R-50, 16 x 800 x 1344, bfloat16"
+    waits = {"synchronisations": 0.0, "copies to the host": 1.0}
+    parts = {"seconds": 0.1, "parts": {}, "operations": [], "multiply-adds": 0, "counts": waits}
+    sides = {
+        OURS: side(0.09, call=0.1, enqueue=0.05, hidden=False, peak=2e10, result=0, breakdown=parts),
+        "CUDA graph": side(0.06, call=0.064, enqueue=0.01, hidden=False, peak=2e10, result=0),
+        "torchvision": side(0.2, call=0.256, enqueue=0.2, hidden=False, peak=4e10, result=0),
+    }
+    loaded = a_step("800 / 1333, 8 processes", **{OURS: side(16.0, call=16.0)}) | {"subject": "loader", "images": 8000}
+    text = results_text({"cpu": [], "cuda": [a_run(kind="cuda", cases=[a_step(name, **sides), loaded])]}, {})
+    assert f"| {name}, torchvision's time | at least 3.00x | 4.00x | met |" in text
+    assert f"| {name} | at least 200 images/s | 250 images/s | met |" in text
+    assert f"| {name}, waits for the GPU in a step | at most 0 | 1 | **missed** |" in text
+    assert f"| {name}, peak memory over torchvision's | at most 1.00x | 0.50x | met |" in text
+    assert f"| loader | images a second, over those of {name} | at least 1.00x | 2.00x | met |" in text
+
+
 def test_runs_are_read_in_the_order_of_their_names_and_other_json_is_left_alone(tmp_path):
     for name, commit in (("cpu-2", "second"), ("cpu", "first"), ("cpu-3", "third")):
         (tmp_path / f"{name}.json").write_text(json.dumps(a_run(commit=commit)))
@@ -161,7 +215,11 @@ def test_every_goal_is_measured_by_a_case_that_is_run(goal):
     for subject in SUBJECTS:
         for case in cases_of(subject, plan):
             sides = {name: side(1e-3, call=1e-3, peak=1, result=1) for name in [*case.sides, COPY]}
+            for name, one in case.sides.items():
+                if one.breakdown:
+                    sides[name]["breakdown"] = {"counts": {"synchronisations": 0, "copies to the host": 0}}
             known = {"subject": subject, "case": case.name, "bytes": case.bytes, "operations": case.operations}
+            known |= {"images": case.images}
             known |= {"visit operations": case.visit_operations} if case.visits else {}
             cases.append({**known, "training": case.training, "sides": sides})
     assert goal.measure({"cases": cases, "ceilings": {"copy": 1e12, "fma": 1e12}}) is not None
