@@ -164,7 +164,7 @@ def balanced_l1_loss(pred, target, weight=None, alpha=0.5, gamma=1.5, beta=1.0, 
 
 
 def integrate_pyramid(features: list[Tensor], level: int) -> Tensor:
-    """Libra R-CNN, eq. 4: the mean of the levels, finer ones max-pooled and coarser ones repeated to the size of one."""
+    """Libra R-CNN, eq. 4: the mean of the levels, finer ones max-pooled, coarser ones repeated to one size."""
     size = features[level].shape[2:]
     finer, coarser = features[:level], features[level:]
     resized = [F.adaptive_max_pool2d(x, size) for x in finer] + [F.interpolate(x, size=size) for x in coarser]
@@ -172,7 +172,7 @@ def integrate_pyramid(features: list[Tensor], level: int) -> Tensor:
 
 
 def scatter_pyramid(features: list[Tensor], refined: Tensor, level: int) -> list[Tensor]:
-    """Libra R-CNN, section 3.2: the refined map back to every level, repeated for finer ones, max-pooled for coarser."""
+    """Libra R-CNN, section 3.2: the refined map back to every level, repeated for finer ones, else max-pooled."""
     sizes = [x.shape[2:] for x in features]
     back = [F.interpolate(refined, size=size) for size in sizes[:level]]
     back += [F.adaptive_max_pool2d(refined, size) for size in sizes[level:]]
