@@ -168,4 +168,27 @@ Pyramid<T> write_maps(const PyramidTensors& maps, int64_t refine) {
   return result;
 }
 
+template <class T>
+struct Type {
+  using type = T;
+};
+
+// Calls f(Type<T>, Type<I>) for the types of a map and an index; the 16-bit ones have other names on each backend.
+template <class Float16, class BrainFloat16, class F>
+void with_types(const Tensor& map, const Tensor& index, const F& f) {
+  const auto with_index = [&](auto type) {
+    index.scalar_type() == ScalarType::Int ? f(type, Type<int32_t>{}) : f(type, Type<uint8_t>{});
+  };
+  switch (map.scalar_type()) {
+    case ScalarType::Float:
+      return with_index(Type<float>{});
+    case ScalarType::Double:
+      return with_index(Type<double>{});
+    case ScalarType::Half:
+      return with_index(Type<Float16>{});
+    default:
+      return with_index(Type<BrainFloat16>{});
+  }
+}
+
 }  // namespace libra

@@ -8,36 +8,13 @@
 namespace libra {
 namespace {
 
-template <class T>
-struct Type {
-  using type = T;
-};
-
-// Calls f(Type<T>, Type<I>) for the types of a map and an index.
-template <class F>
-void with_types(const Tensor& map, const Tensor& index, const F& f) {
-  const auto with_index = [&](auto type) {
-    index.scalar_type() == ScalarType::Int ? f(type, Type<int32_t>{}) : f(type, Type<uint8_t>{});
-  };
-  switch (map.scalar_type()) {
-    case ScalarType::Float:
-      return with_index(Type<float>{});
-    case ScalarType::Double:
-      return with_index(Type<double>{});
-    case ScalarType::Half:
-      return with_index(Type<Half>{});
-    default:
-      return with_index(Type<BFloat16>{});
-  }
-}
-
 std::tuple<Tensor, Tensor> integrate_cpu(PyramidTensors features, int64_t level, bool channels_last,
                                          int64_t index_bytes) {
   const auto arguments = PyramidArguments::check(features, level, channels_last, "features");
   const PyramidSizes sizes = arguments.sizes();
   Tensor mean = arguments.make_map(sizes.height, sizes.width);
   Tensor index = arguments.make_index(/*integrate=*/true, index_bytes);
-  with_types(mean, index, [&](auto type, auto index_type) {
+  with_types<Half, BFloat16>(mean, index, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
     const auto integrate = channels_last ? ChannelsLast<T, I>::integrate : Planes<T, I>::integrate;
@@ -51,7 +28,7 @@ PyramidTensors integrate_backward_cpu(Tensor grad, Tensor index, std::vector<int
                                       std::vector<int64_t> widths, int64_t level, bool channels_last) {
   const auto arguments = check_integrate_backward(grad, heights, widths, level, channels_last);
   const Tensor gradient = arguments.check_refined(grad, "grad"), where = arguments.check_index(index, true);
-  with_types(gradient, where, [&](auto type, auto index_type) {
+  with_types<Half, BFloat16>(gradient, where, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
     const auto backward = channels_last ? ChannelsLast<T, I>::integrate_backward : Planes<T, I>::integrate_backward;
@@ -67,7 +44,7 @@ std::tuple<PyramidTensors, Tensor> scatter_cpu(PyramidTensors features, Tensor r
   const Tensor map = arguments.check_refined(refined, "refined");
   const PyramidTensors outputs = arguments.make_maps();
   Tensor index = arguments.make_index(/*integrate=*/false, index_bytes);
-  with_types(map, index, [&](auto type, auto index_type) {
+  with_types<Half, BFloat16>(map, index, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
     const auto scatter = channels_last ? ChannelsLast<T, I>::scatter : Planes<T, I>::scatter;
@@ -82,7 +59,7 @@ Tensor scatter_backward_cpu(PyramidTensors grads, Tensor index, int64_t level, b
   const Tensor where = arguments.check_index(index, false);
   const PyramidSizes sizes = arguments.sizes();
   const Tensor result = arguments.make_map(sizes.height, sizes.width);
-  with_types(result, where, [&](auto type, auto index_type) {
+  with_types<Half, BFloat16>(result, where, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
     const auto backward = channels_last ? ChannelsLast<T, I>::scatter_backward : Planes<T, I>::scatter_backward;

@@ -1,4 +1,4 @@
-"""integrate_pyramid and scatter_pyramid: equal to PyTorch's poolings and interpolations at any sizes, forward and back."""
+"""integrate_pyramid and scatter_pyramid: equal to PyTorch's poolings and interpolations, forward and back."""
 
 import pytest
 import torch
