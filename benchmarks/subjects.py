@@ -25,13 +25,13 @@ from benchmarks.case import Case, Plan
 
 SUBJECTS: dict[str, ModuleType] = {
     module.__name__.rpartition(".")[2]: module
-    for module in (match_boxes, match_and_sample, balanced_l1_loss, box_iou, sample_iou_balanced, nms_padded)
     for module in (
         match_boxes,
         match_and_sample,
         balanced_l1_loss,
         box_iou,
         sample_iou_balanced,
+        nms_padded,
         topk_per_level,
         box_coding,
         sigmoid_focal_loss,

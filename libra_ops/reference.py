@@ -259,7 +259,7 @@ def sigmoid_focal_loss(logits, labels, mask=None, alpha=0.25, gamma=2.0, reducti
 
 
 def integrate_pyramid(features: list[Tensor], level: int) -> Tensor:
-    """Libra R-CNN, eq. 4: the mean of the levels, finer ones max-pooled and coarser ones repeated to the size of one."""
+    """Libra R-CNN, eq. 4: the mean of the levels, finer ones max-pooled, coarser ones repeated to the size of one."""
     size = features[level].shape[2:]
     finer, coarser = features[:level], features[level:]
     resized = [F.adaptive_max_pool2d(x, size) for x in finer] + [F.interpolate(x, size=size) for x in coarser]

@@ -6,11 +6,11 @@ added to each level. Against an FPN, whose levels mostly hear their neighbours, 
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import libra_ops
+from libra_det.models.exporting import exporting
 from libra_det.models.layers import named_conv
 from libra_det.models.resize import adaptive_max_pool, nearest
 
@@ -73,7 +73,7 @@ class BalancedPyramid(nn.Module):
 
     def integrate(self, features: list[Tensor]) -> Tensor:
         """The levels' mean at the size of one."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return libra_ops.integrate_pyramid(features, level=self.refine_level)
         size = features[self.refine_level].shape[2:]
         finer, rest = features[: self.refine_level], features[self.refine_level :]
@@ -81,7 +81,7 @@ class BalancedPyramid(nn.Module):
 
     def scatter(self, features: list[Tensor], refined: Tensor) -> list[Tensor]:
         """Every level with the refined map added."""
-        if not torch.compiler.is_exporting():
+        if not exporting():
             return libra_ops.scatter_pyramid(features, refined, level=self.refine_level)
         return [
             x + (nearest if level < self.refine_level else adaptive_max_pool)(refined, x.shape[2:])

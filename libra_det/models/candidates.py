@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import libra_ops
+from libra_det.models.exporting import exporting
 from libra_ops import reference
 
 _MARGIN = 1e-5  # by which a bound on logits is lower than rounding could make it matter
@@ -32,7 +33,7 @@ def best_per_level(
     Returns:
         values, index: [B, T] float32 and int64 in 0..N-1, T being the sum of min(`per_level`, level size).
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return _best_per_level_for_export(logits, level_sizes, per_level)
     return libra_ops.topk_per_level(logits, level_sizes, per_level, threshold=_logit_below(score_threshold))
 
@@ -52,7 +53,7 @@ def decode_boxes(
     sizes: Tensor | None = None,
 ) -> Tensor:
     """`libra_ops.decode_boxes`: boxes [B, S, 4] or [B, S, C, 4]."""
-    decode = reference.decode_boxes if torch.compiler.is_exporting() else libra_ops.decode_boxes
+    decode = reference.decode_boxes if exporting() else libra_ops.decode_boxes
     return decode(references, deltas, index=index, delta_stds=delta_stds, sizes=sizes)
 
 

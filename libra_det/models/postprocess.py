@@ -9,6 +9,7 @@ from torchvision.ops import nms
 
 import libra_ops
 from libra_det.config import ModelConfig
+from libra_det.models.exporting import exporting
 from libra_det.structures import Detections
 
 
@@ -30,7 +31,7 @@ def non_maximum_suppression(
     Returns:
         index [B, K] int64 by falling score, and valid [B, K] bool: the slot holds a survivor.
     """
-    if torch.compiler.is_exporting() and not torch.onnx.is_in_onnx_export():
+    if exporting() and not torch.onnx.is_in_onnx_export():
         kept = _suppress_for_export(boxes, scores, groups, valid, iou_threshold)
         best = scores.masked_fill(~kept, -torch.inf).topk(torch.sym_min(limit, scores.shape[1]), dim=1)
         return best.indices, best.values > -torch.inf

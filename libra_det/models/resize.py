@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from libra_det.models.exporting import exporting
+
 
 def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
     """Value of the nearest cell: [B, C, H, W] -> [B, C, h, w]."""
@@ -23,7 +25,7 @@ def nearest(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def adaptive_max_pool(x: Tensor, size: Sequence[int]) -> Tensor:
     """Largest value of each of h x w windows that cover the map evenly: [B, C, H, W] -> [B, C, h, w]."""
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return F.adaptive_max_pool2d(x, tuple(size))
     return max_of_windows(max_of_windows(x, 2, size[0]), 3, size[1])
 

@@ -12,6 +12,7 @@ import torchvision
 from torch import Tensor
 
 import libra_ops
+from libra_det.models.exporting import exporting
 
 
 def roi_levels(boxes: Tensor, finest_scale: float, num_levels: int) -> Tensor:
@@ -46,7 +47,7 @@ def multiscale_roi_align(
     Returns:
         [B * S, C, P, P].
     """
-    if torch.compiler.is_exporting():
+    if exporting():
         return _pool_on_every_level(features, boxes, strides, output_size, sampling_ratio, finest_scale)
     return libra_ops.multiscale_roi_align(
         features,

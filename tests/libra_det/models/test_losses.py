@@ -106,12 +106,12 @@ def test_masked_logits_give_neither_loss_nor_gradient() -> None:
     assert logits.grad[1].tolist() == [0, 0, 0, 0]
 
 
-def _regions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """deltas [2, 5, 4], references [5, 4], targets [2, 5, 4], stds [4]."""
+def _regions() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, tuple[float, ...]]:
+    """deltas [2, 5, 4], references [5, 4], targets [2, 5, 4], stds."""
     generator = torch.Generator().manual_seed(0)
     corners = torch.rand(3, 5, 2, 2, generator=generator) * 100
     boxes = torch.cat([corners.amin(-2), corners.amax(-2)], -1)
-    return torch.randn(2, 5, 4, generator=generator), boxes[0], boxes[1:], torch.tensor([0.1, 0.1, 0.2, 0.2])
+    return torch.randn(2, 5, 4, generator=generator), boxes[0], boxes[1:], (0.1, 0.1, 0.2, 0.2)
 
 
 @pytest.mark.parametrize("kind", OVERLAP_LOSSES)
@@ -119,14 +119,14 @@ def test_overlap_losses_are_of_the_decoded_boxes(kind: str) -> None:
     deltas, references, targets, stds = _regions()
     mask = torch.tensor([[True, True, False, True, False], [False, True, True, True, True]])
     loss = regression_loss_sum(deltas, references, targets, mask, kind, ModelConfig(), stds)
-    overlaps = box_iou(decode_boxes(references, deltas, stds), targets, kind).diagonal(dim1=1, dim2=2)
+    overlaps = box_iou(decode_boxes(references, deltas, delta_stds=stds), targets, kind).diagonal(dim1=1, dim2=2)
     torch.testing.assert_close(loss, (1 - overlaps)[mask].sum())
 
 
 @pytest.mark.parametrize("kind", BOX_LOSSES)
 def test_no_error_and_no_positive_slot_cost_nothing(kind: str) -> None:
     deltas, references, targets, stds = _regions()
-    perfect = encode_boxes(references, targets, stds)
+    perfect = encode_boxes(references, targets, delta_stds=stds)
     everyone, nobody = torch.ones(2, 5, dtype=torch.bool), torch.zeros(2, 5, dtype=torch.bool)
     loss = regression_loss_sum(perfect, references, targets, everyone, kind, ModelConfig(), stds)
     torch.testing.assert_close(loss, torch.tensor(0.0), rtol=0, atol=2e-5)
