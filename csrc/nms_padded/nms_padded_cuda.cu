@@ -38,8 +38,8 @@ std::tuple<Tensor, Tensor> nms_padded_cuda(Tensor boxes, Tensor scores, std::opt
   const Tensor whole_boxes = aligned(a.boxes);
   const NmsTensors tensors{read<Box<float>>(whole_boxes), read<float>(a.scores),
                            a.groups ? read<int64_t>(*a.groups) : nullptr, a.valid ? read<uint8_t>(*a.valid) : nullptr};
-  Tensor keys = make_empty(boxes, {shape.total}, ScalarType::Long);
-  Tensor kept = make_empty(boxes, {shape.total, 4});
+  Tensor keys = make_empty(boxes, {int64_t{shape.total}}, ScalarType::Long);
+  Tensor kept = make_empty(boxes, {int64_t{shape.total}, 4});
   check_launch(launch_nms_keys(tensors, shape, a.rules, write<int64_t>(keys), stream), "nms_padded");
   const auto [sorted_keys, order] = sort(keys);
   // What was sorted is not needed any more: its memory takes the survivors.

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kNmsKeyThreads)
   uint64_t key = kNmsNoKey;
   if (part && is_finite(nms_load(tensors.boxes + i))) {
     const int64_t group = tensors.groups ? tensors.groups[i] : 0;
-    key = shape.segment(static_cast<uint32_t>(i / shape.slots), group) << 32 | score_rank(score);
+    key = uint64_t{shape.segment(static_cast<uint32_t>(i / shape.slots), group)} << 32 | score_rank(score);
   }
   keys[i] = static_cast<int64_t>(key);
 }
@@ -39,11 +39,11 @@ __global__ void __launch_bounds__(kNmsThreads)
     nms_suppress_kernel(const __grid_constant__ NmsTensors tensors, const __grid_constant__ NmsShape shape,
                         const __grid_constant__ NmsRules rules, const __grid_constant__ NmsSorted sorted) {
   SHARED(NmsShared, shared);
-  const int64_t first = int64_t{blockIdx.x} * kNmsSpan;
+  const int first = static_cast<int>(blockIdx.x) * kNmsSpan;
   if (sorted.segment(first) == kNmsNoSegment) return;  // here and behind there are only slots that take no part
   if (threadIdx.x < kNmsSpan) {
-    const int64_t place = first + threadIdx.x;
-    const uint64_t mine = place < shape.total ? sorted.segment(place) : kNmsNoSegment;
+    const int64_t place = int64_t{first} + threadIdx.x;
+    const uint32_t mine = place < shape.total ? sorted.segment(place) : kNmsNoSegment;
     const bool begin = mine != kNmsNoSegment && (place == 0 || sorted.segment(place - 1) != mine);
     const unsigned lanes = __ballot_sync(kFullWarp, begin);
     if (threadIdx.x % 32 == 0) shared.begins[threadIdx.x / 32] = lanes;
@@ -63,7 +63,7 @@ struct NmsOutputs {
 };
 
 // The first place of a segment that is not below this one.
-__device__ __forceinline__ int64_t nms_lower_bound(const NmsSorted& sorted, int64_t total, uint64_t segment) {
+__device__ __forceinline__ int64_t nms_lower_bound(const NmsSorted& sorted, int64_t total, uint32_t segment) {
   int64_t low = 0, high = total;
   while (low < high) {
     const int64_t middle = (low + high) / 2;

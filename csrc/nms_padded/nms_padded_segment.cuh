@@ -19,8 +19,10 @@ constexpr int kNmsChunk = 128;  // candidates at a time
 constexpr int kNmsParts = 4;    // threads of a candidate; each sees every fourth box
 constexpr int kNmsTile = 256;   // kept boxes in shared memory at a time
 
+static_assert(kNmsTile <= kNmsThreads, "each thread loads at most one box of a tile");
+
 constexpr uint64_t kNmsNoKey = ~uint64_t(0) >> 1;  // of a slot that takes no part; as an int64, the largest
-constexpr uint64_t kNmsNoSegment = kNmsNoKey >> 32;
+constexpr uint32_t kNmsNoSegment = kNmsNoKey >> 32;
 constexpr uint64_t kNmsNotKept = ~uint64_t(0);   // larger than any survivor's number
 constexpr uint64_t kNmsLater = kNmsNotKept - 1;  // in the segment is another group, whose turn comes
 
@@ -33,20 +35,20 @@ struct NmsTensors {
 
 // A segment is 31 bits: the image and a hash of the group.
 struct NmsShape {
-  int64_t total;  // slots of all images, below 2^31
-  uint32_t slots;
+  uint32_t total;  // slots of all images, below 2^31
+  uint32_t slots;  // of one
   int hash_bits;
 
   static NmsShape make(int64_t batch, int64_t slots) {
     int image_bits = 1;
     while (int64_t(1) << image_bits <= batch) ++image_bits;  // so that no image is all ones, as kNmsNoKey
-    return {batch * slots, static_cast<uint32_t>(slots), image_bits < 31 ? 31 - image_bits : 0};
+    return {static_cast<uint32_t>(batch * slots), static_cast<uint32_t>(slots), image_bits < 31 ? 31 - image_bits : 0};
   }
 
-  LIBRA_HOST_DEVICE uint64_t first_segment(uint32_t image) const { return uint64_t(image) << hash_bits; }
+  LIBRA_HOST_DEVICE uint32_t first_segment(uint32_t image) const { return image << hash_bits; }
 
-  LIBRA_HOST_DEVICE uint64_t segment(uint32_t image, int64_t group) const {
-    const uint64_t hash = static_cast<uint64_t>(group) * 0x9E3779B97F4A7C15ull >> 33;
+  LIBRA_HOST_DEVICE uint32_t segment(uint32_t image, int64_t group) const {
+    const auto hash = static_cast<uint32_t>(static_cast<uint64_t>(group) * 0x9E3779B97F4A7C15ull >> 33);
     return first_segment(image) | hash >> (31 - hash_bits);
   }
 };
@@ -58,7 +60,9 @@ struct NmsSorted {
   uint64_t* numbers;     // out: of a survivor, rank << 32 | slot, else kNmsNotKept, which it holds before
   Box<float>* kept;      // any content: a segment's kept boxes are listed from its begin on
 
-  LIBRA_HOST_DEVICE uint64_t segment(int64_t place) const { return static_cast<uint64_t>(keys[place]) >> 32; }
+  LIBRA_HOST_DEVICE uint32_t segment(int64_t place) const {
+    return static_cast<uint32_t>(static_cast<uint64_t>(keys[place]) >> 32);
+  }
 };
 
 struct NmsShared {
@@ -68,7 +72,7 @@ struct NmsShared {
   // Bit k of word p is candidate 4k + p of the chunk.
   unsigned stays[kNmsParts], gone[kNmsParts];
   unsigned begins[2];
-  unsigned long long next;
+  unsigned next;
 };
 
 // 16 bytes at once.
@@ -92,10 +96,11 @@ __device__ __forceinline__ bool nms_meets_kept(const Box<float>* kept, int count
                                                float area, const IouBound& bound, NmsShared& shared) {
   const int part = threadIdx.x % kNmsParts;
   bool hit = false;
+#pragma unroll 1
   for (int start = 0; start < count; start += kNmsTile) {
     const int n = min(kNmsTile, count - start);
     __syncthreads();  // the tile before has been read
-    for (int i = threadIdx.x; i < n; i += kNmsThreads) {
+    if (const int i = threadIdx.x; i < n) {
       const Box<float> one = nms_load(kept + start + i);
       shared.tile[i] = one;
       shared.tile_area[i] = signed_area(one);
@@ -120,6 +125,7 @@ __device__ __forceinline__ void nms_decide_chunk(bool alive, const Box<float>& b
   if (threadIdx.x < kNmsParts) shared.stays[threadIdx.x] = 0, shared.gone[threadIdx.x] = 0;
   unsigned suppressors = 0;
   if (alive) {
+#pragma unroll 2
     for (int i = part; i < candidate; i += kNmsParts) {
       if (nms_overlaps(nms_load(&shared.chunk[i]), shared.chunk_area[i], box, area, bound)) {
         suppressors |= 1u << (i / kNmsParts);
@@ -132,6 +138,7 @@ __device__ __forceinline__ void nms_decide_chunk(bool alive, const Box<float>& b
   if (!alive && part == 0) atomicOr(&shared.gone[word], bit);
   __syncthreads();
   bool open = alive;
+#pragma unroll 1
   do {
     const bool loses = nms_any_part(open && (suppressors & shared.stays[part]));
     const bool waits = nms_any_part(open && (suppressors & ~shared.gone[part]));
@@ -146,25 +153,26 @@ __device__ __forceinline__ void nms_decide_chunk(bool alive, const Box<float>& b
 // Suppresses among the segment's slots of one group; of others, the first time, the turn comes later. Returns whether
 // there are any. The whole block calls it.
 __device__ __forceinline__ bool nms_suppress_group(const NmsTensors& tensors, const NmsShape& shape,
-                                                   const NmsRules& rules, const NmsSorted& sorted, int64_t begin,
+                                                   const NmsRules& rules, const NmsSorted& sorted, int begin,
                                                    int64_t group, bool first_time, NmsShared& shared) {
   const int candidate = threadIdx.x / kNmsParts, part = threadIdx.x % kNmsParts;
-  const uint64_t segment = sorted.segment(begin);
+  const uint32_t segment = sorted.segment(begin);
   bool others = false;
   int kept = 0;
-  for (int64_t start = begin;; start += kNmsChunk) {
-    const int64_t place = start + candidate;
+  for (uint32_t start = begin;; start += kNmsChunk) {
+    const uint32_t place = start + candidate;
     const bool inside = place < shape.total && sorted.segment(place) == segment;
     bool mine = inside && (first_time || sorted.numbers[place] == kNmsLater);
-    int64_t slot = 0;
+    Box<float> box{0, 0, 0, 0};
     if (mine) {
-      slot = sorted.order[place];
+      const int64_t slot = sorted.order[place];
       if (tensors.groups && tensors.groups[slot] != group) {
         mine = false, others = true;
         if (first_time && part == 0) sorted.numbers[place] = kNmsLater;
+      } else {
+        box = nms_load(tensors.boxes + slot);
       }
     }
-    const Box<float> box = mine ? nms_load(tensors.boxes + slot) : Box<float>{0, 0, 0, 0};
     const float area = signed_area(box);
     if (part == 0) shared.chunk[candidate] = box, shared.chunk_area[candidate] = area;
     const bool last = __syncthreads_count(inside) < kNmsThreads;
@@ -179,9 +187,9 @@ __device__ __forceinline__ bool nms_suppress_group(const NmsTensors& tensors, co
       }
       const bool stays = shared.stays[candidate % kNmsParts] >> (candidate / kNmsParts) & 1;
       if (stays && rank < rules.max_output) {
-        sorted.kept[begin + rank] = box;
-        sorted.numbers[place] =
-            static_cast<uint64_t>(sorted.keys[place]) << 32 | static_cast<uint32_t>(slot % shape.slots);
+        sorted.kept[begin + rank] = shared.chunk[candidate];
+        const auto slot = static_cast<uint32_t>(sorted.order[place]) % shape.slots;
+        sorted.numbers[place] = static_cast<uint64_t>(sorted.keys[place]) << 32 | slot;
       } else if (!first_time) {
         sorted.numbers[place] = kNmsNotKept;
       }
@@ -195,23 +203,22 @@ __device__ __forceinline__ bool nms_suppress_group(const NmsTensors& tensors, co
 
 // The whole block calls it.
 __device__ __forceinline__ void nms_suppress_segment(const NmsTensors& tensors, const NmsShape& shape,
-                                                     const NmsRules& rules, const NmsSorted& sorted, int64_t begin,
+                                                     const NmsRules& rules, const NmsSorted& sorted, int begin,
                                                      NmsShared& shared) {
-  const uint64_t segment = sorted.segment(begin);
+  const uint32_t segment = sorted.segment(begin);
   bool first_time = true;
-  for (int64_t at = begin;;) {  // a place whose group's turn it is
+  for (uint32_t at = begin;;) {  // a place whose group's turn it is
     const int64_t group = tensors.groups ? tensors.groups[sorted.order[at]] : 0;
     if (!nms_suppress_group(tensors, shape, rules, sorted, at, group, first_time, shared)) return;
     first_time = false;
     do {  // the first place whose turn has not come
-      if (threadIdx.x == 0) shared.next = static_cast<unsigned long long>(shape.total);
+      if (threadIdx.x == 0) shared.next = static_cast<uint32_t>(shape.total);
       __syncthreads();
-      const int64_t place = at + threadIdx.x;
+      const uint32_t place = at + threadIdx.x;
       const bool inside = place < shape.total && sorted.segment(place) == segment;
-      if (inside && sorted.numbers[place] == kNmsLater) atomicMin(&shared.next, static_cast<unsigned long long>(place));
+      if (inside && sorted.numbers[place] == kNmsLater) atomicMin(&shared.next, place);
       __syncthreads();
-      at = shared.next < static_cast<unsigned long long>(shape.total) ? static_cast<int64_t>(shared.next)
-                                                                      : at + kNmsThreads;
+      at = shared.next < shape.total ? shared.next : at + kNmsThreads;
       __syncthreads();
     } while (sorted.numbers[at] != kNmsLater);
   }
