@@ -163,7 +163,7 @@ def topk_per_level(scores: Tensor, level_sizes, k: int, threshold: float | None 
 
 def encode_boxes(references, targets, index=None, target_index=None, delta_stds=(1.0, 1.0, 1.0, 1.0)) -> Tensor:
     """R-CNN (Girshick et al. 2014), appendix C, eq. 6-9: [N, 4] or [B, N, 4] and [B, G, 4] -> deltas [B, S, 4]."""
-    references = references.expand(len(targets), -1, -1)
+    references = references.expand(targets.shape[0], -1, -1)
     if index is not None:
         references = torch.take_along_dim(references, index[..., None], 1)
     if target_index is not None:
@@ -176,10 +176,11 @@ def encode_boxes(references, targets, index=None, target_index=None, delta_stds=
 
 def decode_boxes(references, deltas, index=None, delta_stds=(1.0, 1.0, 1.0, 1.0), sizes=None) -> Tensor:
     """The same, eq. 1-4: [N, 4] or [B, N, 4] and [B, N, 4] or [B, N, C, 4] -> boxes [B, S, 4] or [B, S, C, 4]."""
-    references = references.expand(len(deltas), -1, -1)
+    references = references.expand(deltas.shape[0], -1, -1)
     if index is not None:
-        references = torch.take_along_dim(references, index[..., None], 1)
-        deltas = torch.take_along_dim(deltas, index.unflatten(1, (-1, *[1] * (deltas.dim() - 2))), 1)
+        # gather, and shape[0] above: take_along_dim and len() would fix the batch of an exported file
+        references = references.gather(1, index[..., None].expand(-1, -1, 4))
+        deltas = deltas.gather(1, index.unflatten(1, (-1, *[1] * (deltas.dim() - 2))).expand(-1, -1, *deltas.shape[2:]))
     if deltas.dim() == 4:
         references = references[:, :, None]
     deltas = deltas * torch.tensor(delta_stds, dtype=deltas.dtype, device=deltas.device)
@@ -189,7 +190,7 @@ def decode_boxes(references, deltas, index=None, delta_stds=(1.0, 1.0, 1.0, 1.0)
     boxes = torch.cat((centre - half, centre + half), -1)
     if sizes is None:
         return boxes
-    limits = sizes.flip(-1).repeat(1, 2).reshape(len(sizes), *[1] * (boxes.dim() - 2), 4)  # width, height, twice
+    limits = sizes.flip(-1).repeat(1, 2).reshape(-1, *[1] * (boxes.dim() - 2), 4)  # width, height, twice
     return torch.minimum(boxes.clamp(min=0), limits.to(boxes))
 
 
