@@ -10,6 +10,7 @@ from torch import Tensor
 from libra_ops import _checks, _eager
 
 _MOST_LEVELS = 8
+_LONGEST_SIDE = 65535
 
 
 def integrate_pyramid(features: Sequence[Tensor], *, level: int) -> Tensor:
@@ -113,6 +114,8 @@ def _check_features(features: Sequence[Tensor], level: int) -> int:
         first = features[0]
         if x.dim() != 4 or x.shape[2] == 0 or x.shape[3] == 0:
             raise ValueError(f"{name}: expected [B, C, H, W] with at least one cell, got {_checks.describe(x)}")
+        for side in x.shape[2:]:
+            _checks.check_at_most(name, side, _LONGEST_SIDE, "cells a side")
         if x.shape[:2] != first.shape[:2] or x.dtype != first.dtype:
             raise ValueError(
                 f"{name}: expected batch, channels and dtype of features[0] ({_checks.describe(first)}), got "

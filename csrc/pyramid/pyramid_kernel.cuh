@@ -14,6 +14,7 @@
 namespace libra {
 
 constexpr int kPyramidThreads = 256;
+constexpr int64_t kMostPacks = UINT32_MAX;  // of a launch, whose items are counted in 32 bits: divisions are cheap
 
 __device__ __forceinline__ float widen(float value) { return value; }
 __device__ __forceinline__ double widen(double value) { return value; }
@@ -58,29 +59,23 @@ struct Place {
   int32_t y, x;
 };
 
-template <class N>
-__device__ __forceinline__ N take_digit(N& rest, N base) {
-  const N all = rest;
+__device__ __forceinline__ uint32_t take_digit(uint32_t& rest, uint32_t base) {
+  const uint32_t all = rest;
   rest = all / base;
   return all - rest * base;
 }
 
 // The place of pack `item` of a dense map; kLast: channels are neighbours.
-template <bool kLast, int V, class N>
-__device__ __forceinline__ Place place_of(N item, int64_t channels, int32_t height, int32_t width) {
-  const N packs = static_cast<N>(channels / V);
+template <bool kLast, int V>
+__device__ __forceinline__ Place locate(uint32_t item, int64_t channels, int32_t height, int32_t width) {
+  const auto packs = static_cast<uint32_t>(channels / V);
   Place place{};
   if constexpr (kLast) place.c = static_cast<int64_t>(take_digit(item, packs)) * V;
-  place.x = static_cast<int32_t>(take_digit(item, static_cast<N>(width)));
-  place.y = static_cast<int32_t>(take_digit(item, static_cast<N>(height)));
+  place.x = static_cast<int32_t>(take_digit(item, static_cast<uint32_t>(width)));
+  place.y = static_cast<int32_t>(take_digit(item, static_cast<uint32_t>(height)));
   if constexpr (!kLast) place.c = static_cast<int64_t>(take_digit(item, packs));
   place.b = static_cast<int64_t>(item);
   return place;
-}
-template <bool kLast, int V>
-__device__ __forceinline__ Place locate(int64_t item, int64_t channels, int32_t height, int32_t width) {
-  if (item <= UINT32_MAX) return place_of<kLast, V>(static_cast<uint32_t>(item), channels, height, width);
-  return place_of<kLast, V>(item, channels, height, width);
 }
 
 // Position of an element in a dense map of the format.
@@ -139,7 +134,7 @@ __global__ void __launch_bounds__(kPyramidThreads)
     integrate_kernel(Pyramid<const T> levels, PyramidSizes sizes, Map<T> mean, I* index, int64_t packs) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kPyramidThreads + threadIdx.x;
   if (item >= packs) return;
-  const Place at = locate<kLast, V>(item, sizes.channels, sizes.height, sizes.width);
+  const Place at = locate<kLast, V>(static_cast<uint32_t>(item), sizes.channels, sizes.height, sizes.width);
   Sum<T> sum[V] = {};
   for (int l = 0; l < levels.count; ++l) {
     const Map<const T>& map = levels.levels[l];
@@ -187,7 +182,7 @@ __global__ void __launch_bounds__(kPyramidThreads)
   if (item >= packs) return;
   const int level = find_level(ends, item);
   const Map<T>& map = levels.levels[level];
-  const Place at = locate<kLast, V>(item, sizes.channels, map.height, map.width);
+  const Place at = locate<kLast, V>(static_cast<uint32_t>(item), sizes.channels, map.height, map.width);
   const bool finer = level < levels.refine;
   const auto divisor = static_cast<Sum<T>>(levels.count);
   const Span rows = finer ? span(at.y, map.height, sizes.height)
@@ -218,13 +213,13 @@ __global__ void __launch_bounds__(kPyramidThreads)
 template <class T, class I, int V, bool kLast>
 __global__ void __launch_bounds__(kPyramidThreads)
     scatter_kernel(Pyramid<const T> levels, Map<const T> refined, PyramidSizes sizes, Pyramid<T> outputs, I* index,
-                   LevelEnds ends, int64_t packs) {
+                   LevelEnds ends, int64_t first_coarser, int64_t packs) {
   int64_t item = static_cast<int64_t>(blockIdx.x) * kPyramidThreads + threadIdx.x;
   if (item >= packs) return;
-  const int64_t first_coarser = ends.end[levels.refine], whole_item = item;
+  const int64_t whole_item = item;
   const int level = find_level(ends, item);
   const Map<const T>& map = levels.levels[level];
-  const Place at = locate<kLast, V>(item, sizes.channels, map.height, map.width);
+  const Place at = locate<kLast, V>(static_cast<uint32_t>(item), sizes.channels, map.height, map.width);
   Sum<T> sum[V] = {};
   if (level <= levels.refine) {
     const int32_t y = nearest(at.y, nearest_scale(map.height, sizes.height), sizes.height);
@@ -246,7 +241,7 @@ __global__ void __launch_bounds__(kPyramidThreads)
                             int64_t packs) {
   const int64_t item = static_cast<int64_t>(blockIdx.x) * kPyramidThreads + threadIdx.x;
   if (item >= packs) return;
-  const Place at = locate<kLast, V>(item, sizes.channels, sizes.height, sizes.width);
+  const Place at = locate<kLast, V>(static_cast<uint32_t>(item), sizes.channels, sizes.height, sizes.width);
   Sum<T> sum[V] = {};
   for (int l = 0; l < gradients.count; ++l) {
     const Map<const T>& map = gradients.levels[l];
@@ -324,6 +319,7 @@ cudaError_t launch_integrate(bool channels_last, const Pyramid<const T>& levels,
     constexpr int V = decltype(v)::value;
     const int64_t packs = sizes.batch * (sizes.channels / V) * sizes.height * sizes.width;
     if (packs == 0) return cudaSuccess;
+    if (packs > kMostPacks) return cudaErrorInvalidValue;
     return launch(integrate_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads), 0,
                   stream, levels, sizes, mean, index, packs);
   });
@@ -339,6 +335,7 @@ cudaError_t launch_integrate_backward(bool channels_last, const Map<const T>& gr
     const LevelEnds ends = level_ends(levels, sizes, V);
     const int64_t packs = ends.end[kMostLevels - 1];
     if (packs == 0) return cudaSuccess;
+    if (packs > kMostPacks) return cudaErrorInvalidValue;
     return launch(integrate_backward_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads),
                   0, stream, gradient, sizes, index, levels, ends, packs);
   });
@@ -355,8 +352,9 @@ cudaError_t launch_scatter(bool channels_last, const Pyramid<const T>& levels, c
     const LevelEnds ends = level_ends(levels, sizes, V);
     const int64_t packs = ends.end[kMostLevels - 1];
     if (packs == 0) return cudaSuccess;
+    if (packs > kMostPacks) return cudaErrorInvalidValue;
     return launch(scatter_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads), 0, stream,
-                  levels, refined, sizes, outputs, index, ends, packs);
+                  levels, refined, sizes, outputs, index, ends, ends.end[levels.refine], packs);
   });
 }
 
@@ -369,6 +367,7 @@ cudaError_t launch_scatter_backward(bool channels_last, const Pyramid<const T>& 
     constexpr int V = decltype(v)::value;
     const int64_t packs = sizes.batch * (sizes.channels / V) * sizes.height * sizes.width;
     if (packs == 0) return cudaSuccess;
+    if (packs > kMostPacks) return cudaErrorInvalidValue;
     return launch(scatter_backward_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads),
                   0, stream, gradients, sizes, index, result, packs);
   });

@@ -9,6 +9,7 @@
 namespace libra {
 
 constexpr int kMostLevels = 8;
+constexpr int64_t kLongestSide = 65535;  // of a map, in cells: products of two sides stay in 32 bits
 
 // Cells [first, last) of one dimension.
 struct Span {
@@ -17,7 +18,7 @@ struct Span {
 
 // Window i of the n that cover N cells evenly: floor(i N / n) .. ceil((i + 1) N / n). Neighbours may share a cell. By
 // the same formula the windows that hold cell y of N are span(y, N, n).
-LIBRA_HOST_DEVICE Span span(int64_t i, int64_t n, int64_t N) {
+LIBRA_HOST_DEVICE Span span(uint32_t i, uint32_t n, uint32_t N) {
   return {static_cast<int32_t>(i * N / n), static_cast<int32_t>(((i + 1) * N + n - 1) / n)};
 }
 
@@ -30,7 +31,8 @@ LIBRA_HOST_DEVICE int32_t nearest(int32_t i, float scale, int32_t N) {
 
 // The first of n cells whose nearest of N is y or beyond; n if there is none. Cells [first(y), first(y + 1)) have y.
 LIBRA_HOST_DEVICE int32_t first_with_nearest(int32_t y, int32_t n, int32_t N, float scale) {
-  int32_t i = static_cast<int32_t>((static_cast<int64_t>(y) * n + N - 1) / N);  // but for rounding
+  const auto length = static_cast<uint32_t>(N);
+  auto i = static_cast<int32_t>((static_cast<uint32_t>(y) * static_cast<uint32_t>(n) + length - 1) / length);  // nearly
   if (i > n) i = n;
   while (i > 0 && nearest(i - 1, scale, N) >= y) --i;
   while (i < n && nearest(i, scale, N) < y) ++i;
