@@ -25,6 +25,18 @@ struct BFloat16 {
   uint16_t bits;
 };
 
+// What a kernel computes in: double for double, else float.
+template <class S>
+struct ArithmeticOf {
+  using type = float;
+};
+template <>
+struct ArithmeticOf<double> {
+  using type = double;
+};
+template <class S>
+using Arithmetic = typename ArithmeticOf<S>::type;
+
 inline float to_number(float value) { return value; }
 inline double to_number(double value) { return value; }
 inline float to_number(BFloat16 value) { return bits_as<float>(static_cast<uint32_t>(value.bits) << 16); }

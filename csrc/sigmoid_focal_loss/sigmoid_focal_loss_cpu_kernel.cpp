@@ -18,15 +18,6 @@ constexpr int64_t kThreadWork = 4;  // chunks that are worth waking a thread for
 constexpr int kBlock = 256;         // elements at a time, which stay in L1
 constexpr int kLanes = 16;          // independent partial sums: the order of addition is fixed, and still vector code
 
-template <class S>
-inline __attribute__((always_inline)) S narrow(Arithmetic<S> value) {
-  if constexpr (std::is_same_v<S, Arithmetic<S>>) {
-    return value;
-  } else {
-    return S::from(value);
-  }
-}
-
 // A block's elements. The sign of a weight is that of the slope: negative for a slot's own class.
 template <class T>
 struct Block {
@@ -39,9 +30,9 @@ inline __attribute__((always_inline)) void load(const FocalTensors<S>& tensors, 
                                                 const Focal<T>& constants, Block<T>& block) {
   const S* logits = tensors.logits + first;
   if (count == kBlock) {
-    for (int i = 0; i < kBlock; ++i) block.z[i] = static_cast<T>(logits[i]);
+    for (int i = 0; i < kBlock; ++i) block.z[i] = to_number(logits[i]);
   } else {
-    for (int i = 0; i < count; ++i) block.z[i] = static_cast<T>(logits[i]);
+    for (int i = 0; i < count; ++i) block.z[i] = to_number(logits[i]);
     std::fill(block.z + count, block.z + kBlock, T(0));
   }
   for (int i = 0; i < kBlock; ++i) block.weight[i] = constants.other;
@@ -90,9 +81,9 @@ inline __attribute__((always_inline)) double chunk_body(const FocalTensors<S>& t
     if (!tensors.gradient) continue;
     S* gradient = tensors.gradient + start;
     if (count == kBlock) {
-      for (int i = 0; i < kBlock; ++i) gradient[i] = narrow<S>(block.gradient[i]);
+      for (int i = 0; i < kBlock; ++i) from_number(block.gradient[i], gradient[i]);
     } else {
-      for (int i = 0; i < count; ++i) gradient[i] = narrow<S>(block.gradient[i]);
+      for (int i = 0; i < count; ++i) from_number(block.gradient[i], gradient[i]);
     }
   }
   double sum = 0;

@@ -1,7 +1,7 @@
 // sigmoid_focal_loss on the CPU, for whoever has pointers.
 #pragma once
 
-#include "common/half.h"
+#include "common/float16.h"
 #include "common/parallel.h"
 #include "common/reduction.h"
 #include "sigmoid_focal_loss/sigmoid_focal_loss_math.h"

@@ -83,7 +83,7 @@ __device__ __forceinline__ T focal_group(const FocalArrays<S, T>& arrays, const 
 // grid [blocks], block [kFocalThreads]. aligned: all arrays begin at a multiple of 16 bytes. step_rows, step_column:
 // how many rows, and classes beyond them, lie between a thread's groups.
 template <bool kSquare, class S, class T>
-__global__ void __launch_bounds__(kFocalThreads)
+__global__ void __launch_bounds__(kFocalThreads, sizeof(T) == 8 ? 1 : 3)
     focal_kernel(FocalArrays<S, T> arrays, bool aligned, Focal<T> constants, int64_t step_rows, int64_t step_column,
                  T gradient_scale, OrderedSum sums, T* total) {
   constexpr int kCount = kFocalGroup<S>;

@@ -226,16 +226,16 @@ def _trained(model: RetinaNet, batch: Batch, steps: int) -> tuple[RetinaNet, lis
 def test_a_few_steps_with_an_overlap_loss_bring_boxes_nearer(small_retina, make_batch, box_loss: str) -> None:
     model = small_retina(norm="group_norm", retina_convs=1, box_loss=box_loss)
     batch = make_batch(batch=1, height=64, objects=2)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.002, momentum=0.9)
     losses = []
-    for _ in range(10):
+    for _ in range(12):
         found = model(batch)
         losses.append(found["box"].item())
         optimizer.zero_grad()
         sum(found.values()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
-    assert losses[-1] < 0.9 * losses[0], losses
+    assert sum(losses[-3:]) / 3 < 0.8 * losses[0], losses
 
 
 def test_it_learns_and_finds_what_it_was_shown(small_retina, make_batch) -> None:
