@@ -42,8 +42,8 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "balanced_l1_loss(Tensor pred, Tensor target, Tensor? weight, float alpha, float gamma, float beta, "
       "bool published, int reduction, bool with_gradient) -> (Tensor loss, Tensor gradient)");
 
-  // gradient is that of the reduced loss, in logits' dtype; empty unless with_gradient. That of float16 is of the summed
-  // loss and 1024 times larger.
+  // gradient is that of the reduced loss, in logits' dtype; empty unless with_gradient. That of float16 is of the
+  // summed loss and 1024 times larger.
   m.def(
       "sigmoid_focal_loss(Tensor logits, Tensor labels, Tensor? mask, float alpha, float gamma, int reduction, "
       "bool with_gradient) -> (Tensor loss, Tensor gradient)");
@@ -69,7 +69,8 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
 
   // The gradients are those of the reduced loss; empty unless with_gradient and with_target_gradient.
   m.def(
-      "box_regression_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? references, Tensor? delta_stds, int kind, "
+      "box_regression_loss(Tensor pred, Tensor target, Tensor? weight, Tensor? references, Tensor? delta_stds, int "
+      "kind, "
       "int reduction, bool with_gradient, bool with_target_gradient) "
       "-> (Tensor loss, Tensor gradient, Tensor target_gradient)");
 }

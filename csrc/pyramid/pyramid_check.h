@@ -48,8 +48,8 @@ struct PyramidArguments {
   }
 
   static void check_sides(int64_t height, int64_t width, const char* name) {
-    STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kLongestSide && width <= kLongestSide, name, ": expected 1 to ",
-                    kLongestSide, " cells a side, got ", height, " x ", width);
+    STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= kLongestSide && width <= kLongestSide, name,
+                    ": expected 1 to ", kLongestSide, " cells a side, got ", height, " x ", width);
   }
 
   // Of the refine level's size, readable.
@@ -118,9 +118,6 @@ struct PyramidArguments {
     torch::stable::copy_(copy, map);
     return copy;
   }
-
- private:
-  static constexpr int64_t kLongestSide = 1 << 24;  // a side, as far as float32 counts
 };
 
 // The maps are the gradients to be written, made here.
