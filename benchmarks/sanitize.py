@@ -21,10 +21,12 @@ from libra_ops import (
     box_regression_loss,
     decode_boxes,
     encode_boxes,
+    integrate_pyramid,
     match_boxes,
     multiscale_roi_align,
     nms_padded,
     sample_iou_balanced,
+    scatter_pyramid,
     sigmoid_focal_loss,
     topk_per_level,
 )
@@ -136,6 +138,24 @@ def pooled(
     return run
 
 
+def pyramid(dtype: torch.dtype, channels: int, channels_last: bool, level: int) -> Callable[[str], tuple[Tensor, ...]]:
+    def run(device: str) -> tuple[Tensor, ...]:
+        generator = torch.Generator().manual_seed(0)
+        order = torch.channels_last if channels_last else torch.contiguous_format
+        maps = [
+            torch.randn(2, channels, *shape, generator=generator)
+            .to(device, dtype)
+            .contiguous(memory_format=order)
+            .requires_grad_()
+            for shape in ((27, 77), (13, 17), (1, 1))
+        ]
+        outputs = scatter_pyramid(maps, integrate_pyramid(maps, level=level), level=level)
+        loss = sum(x.float().square().sum() for x in outputs)
+        return *(x.detach() for x in outputs), *torch.autograd.grad(loss, maps)
+
+    return run
+
+
 def focal(
     dtype: torch.dtype, rows: int, classes: int, reduction: str, unaligned: bool = False
 ) -> Callable[[str], tuple[Tensor, ...]]:
@@ -243,6 +263,12 @@ def cases() -> Iterator[tuple[str, Callable[[str], tuple[Tensor, ...]]]]:
         for unaligned in (False, True):
             name = f"balanced_l1_loss {count} x 4{' unaligned' if unaligned else ''}"
             yield name, loss(torch.float32, count, "sum", "paper", unaligned)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        for channels in (3, 16):
+            for channels_last in (False, True):
+                for level in (0, 1):
+                    name = f"balanced pyramid {dtype} {channels} channels{' last' * channels_last}, level {level}"
+                    yield name, pyramid(dtype, channels, channels_last, level)
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for rows, classes in ((1, 1), (1031, 7), (300, 80)):
             for unaligned in (False, True):

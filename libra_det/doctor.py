@@ -124,6 +124,15 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         _expect("pooled", pooled.flatten().tolist(), [3.0] * 6)
         _expect("sum of its gradient", [float(maps[0].grad.sum())], [6.0])
 
+    def try_pyramid() -> None:
+        maps = [torch.full((1, 1, size, size), 2.0, device=device, requires_grad=True) for size in (4, 2)]
+        mean = libra_ops.integrate_pyramid(maps, level=1)
+        scattered = libra_ops.scatter_pyramid(maps, mean, level=1)
+        sum(x.sum() for x in scattered).backward()
+        _expect("mean", mean.flatten().tolist(), [2.0] * 4)
+        _expect("finest map", [float(scattered[0].detach().sum())], [64.0])
+        _expect("sum of its gradient", [float(maps[0].grad.sum())], [16.0 + 10.0])
+
     def try_topk() -> None:
         scores = torch.tensor([[1.0, 3.0, 2.0, 0.0, 5.0]], device=device)
         _expect("index", libra_ops.topk_per_level(scores, [3, 2], 2)[1].flatten().tolist(), [1, 2, 4, 3])
@@ -158,6 +167,7 @@ def _attempts(libra_ops: ModuleType, device: str) -> dict[str, Callable[[], None
         "nms_padded": try_nms,
         "balanced_l1_loss": try_loss,
         "multiscale_roi_align": try_pooling,
+        "integrate_pyramid and scatter_pyramid": try_pyramid,
         "topk_per_level": try_topk,
         "encode_boxes and decode_boxes": try_box_coding,
         "sigmoid_focal_loss": try_focal,

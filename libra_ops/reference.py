@@ -183,7 +183,7 @@ def decode_boxes(references, deltas, index=None, delta_stds=(1.0, 1.0, 1.0, 1.0)
         deltas = deltas.gather(1, index.unflatten(1, (-1, *[1] * (deltas.dim() - 2))).expand(-1, -1, *deltas.shape[2:]))
     if deltas.dim() == 4:
         references = references[:, :, None]
-    deltas = deltas * torch.tensor(delta_stds, dtype=deltas.dtype, device=deltas.device)
+    deltas = deltas * torch.as_tensor(delta_stds, dtype=deltas.dtype, device=deltas.device)
     size = references[..., 2:] - references[..., :2]
     centre = (references[..., :2] + references[..., 2:]) / 2 + deltas[..., :2] * size
     half = size * deltas[..., 2:].clamp(-MAX_LOG_SCALE, MAX_LOG_SCALE).exp() / 2
@@ -309,7 +309,9 @@ def multiscale_roi_align(features, boxes, valid=None, *, strides, output_size=7,
 def box_regression_loss(pred, target, kind="iou", weight=None, reduction="none", references=None, delta_stds=None):
     """1 - overlap of pairs: GIoU (Rezatofighi et al. 2019), DIoU and CIoU (Zheng et al. 2020), of decoded deltas."""
     if references is not None:
-        pred = decode_boxes(references, pred, delta_stds)
+        stds = (1.0, 1.0, 1.0, 1.0) if delta_stds is None else delta_stds
+        rows = [x.reshape(1, -1, 4) for x in (references.expand_as(pred), pred)]  # as boxes of one image
+        pred = decode_boxes(*rows, delta_stds=stds).reshape(pred.shape)
     if weight is not None:  # a masked pair counts nothing, whatever it holds
         pred, target = (torch.where(weight[..., None] == 0, torch.zeros_like(x), x) for x in (pred, target))
     loss = 1 - box_iou(pred[..., None, :], target[..., None, :], kind)[..., 0, 0]

@@ -305,8 +305,10 @@ cudaError_t with_packs(bool channels_last, bool in_packs, const F& run) {
   using False = std::false_type;
   using One = std::integral_constant<int, 1>;
   if (!channels_last) return run(One{}, False{});
-  if (!in_packs) return run(One{}, std::true_type{});
-  return run(std::integral_constant<int, 16 / sizeof(T)>{}, std::true_type{});
+  if constexpr (sizeof(T) < 8) {  // two float64 would take more registers than there are
+    if (in_packs) return run(std::integral_constant<int, 16 / sizeof(T)>{}, std::true_type{});
+  }
+  return run(One{}, std::true_type{});
 }
 
 // The arguments are those of pyramid_cpu_kernel.h.

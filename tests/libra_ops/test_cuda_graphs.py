@@ -15,9 +15,11 @@ from libra_ops import (
     box_regression_loss,
     decode_boxes,
     encode_boxes,
+    integrate_pyramid,
     match_boxes,
     multiscale_roi_align,
     nms_padded,
+    scatter_pyramid,
     sigmoid_focal_loss,
     topk_per_level,
 )
@@ -109,7 +111,19 @@ def decoded(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
     return value.detach(), *torch.autograd.grad(value, deltas)
 
 
+def pyramid(level: int) -> Callable[[Tensor, Tensor], tuple[Tensor, ...]]:
+    def run(boxes: Tensor, targets: Tensor) -> tuple[Tensor, ...]:
+        maps = [targets[:, :, :1, None].expand(-1, -1, size, size) * boxes[:size, :1] for size in (24, 12, 5)]
+        maps = [x.detach().requires_grad_() for x in maps]
+        mean = integrate_pyramid(maps, level=level)
+        outputs = scatter_pyramid(maps, mean, level=level)
+        return *(x.detach() for x in outputs), *torch.autograd.grad(sum(x.square().sum() for x in outputs), maps)
+
+    return run
+
+
 FUNCTIONS = {
+    "balanced pyramid": pyramid(1),
     "match_boxes": match,
     "nms_padded": suppress,
     "box_iou": overlap("iou"),
