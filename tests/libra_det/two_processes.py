@@ -145,7 +145,7 @@ def killed_once(marker: Path, arguments: list[str]) -> int:
     """Train and evaluate; when `marker` is not there, the second process is killed in the second epoch.
 
     Args:
-        marker: a file that gets the numbers of the killed process's loader workers.
+        marker: a file that is made when the process is killed.
         arguments: of `libra train`, the run folder last.
     """
     if os.environ["RANK"] == "1" and not marker.exists():
@@ -153,8 +153,7 @@ def killed_once(marker: Path, arguments: list[str]) -> int:
 
         def compute_or_die(trainer: Trainer, batch, **options):
             if (trainer.epoch, trainer.step) == (1, 2):
-                children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-                marker.write_text(children)
+                marker.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
             return train_step_of(trainer, batch, **options)
 
