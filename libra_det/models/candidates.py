@@ -40,7 +40,8 @@ def best_per_level(
 
 def levels_of_slots(index: Tensor, level_sizes: Sequence[int], per_level: int) -> Tensor:
     """[B, T] as `best_per_level` gives it -> [B, T] int64, the level of each slot, 0..L-1."""
-    levels = [index.new_full((torch.sym_min(per_level, size),), level) for level, size in enumerate(level_sizes)]
+    smaller = torch.sym_min if exporting() else min  # torch.compile has plain numbers here, and no sym_min of them
+    levels = [index.new_full((smaller(per_level, size),), level) for level, size in enumerate(level_sizes)]
     return torch.cat(levels).expand_as(index)
 
 
