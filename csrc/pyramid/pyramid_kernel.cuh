@@ -211,7 +211,7 @@ __global__ void __launch_bounds__(kPyramidThreads)
 }
 
 template <class T, class I, int V, bool kLast>
-__global__ void __launch_bounds__(kPyramidThreads)
+__global__ void __launch_bounds__(kPyramidThreads, 1)
     scatter_kernel(Pyramid<const T> levels, Map<const T> refined, PyramidSizes sizes, Pyramid<T> outputs, I* index,
                    LevelEnds ends, int64_t first_coarser, int64_t packs) {
   int64_t item = static_cast<int64_t>(blockIdx.x) * kPyramidThreads + threadIdx.x;

@@ -165,7 +165,7 @@ __device__ __forceinline__ void for_candidates(const typename F::Bits* level, co
 }
 
 template <class F>
-__global__ void __launch_bounds__(kCountThreads)
+__global__ void __launch_bounds__(kCountThreads, 4)
     count_kernel(const typename F::Bits* scores, const __grid_constant__ TopkPlan plan,
                  const __grid_constant__ TopkWorkspace workspace, int64_t groups, int pass) {
   SHARED(uint32_t, counters, [kBuckets]);
