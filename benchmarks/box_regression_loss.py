@@ -64,7 +64,7 @@ def _case(pairs: int, kind: str, decoded: bool) -> Case:
     if kind in THEIRS:
         theirs = THEIRS[kind]
         functions[TORCHVISION] = lambda p, t, r: theirs(
-            reference.decode_boxes(r, p) if decoded else p, t, reduction="sum"
+            reference.decode_boxes(r, p[None])[0] if decoded else p, t, reduction="sum"
         )
     other = kind == "ciou"
     sides = {
