@@ -7,11 +7,11 @@ import pytest
 
 from libra_det.cli import main
 
-SMALL = (
+SMALL = (  # in float32: a processor without bfloat16 instructions would take minutes
     "--backbone resnet18 --norm batch_norm --frozen-stages -1 --fpn-channels 32 --fc-channels 64 "
     "--proposals-per-level 100 --proposals-per-level-test 100 --proposals-train 100 --proposals-test 100 "
     "--rpn-samples 64 --roi-samples 32 --roi-sampling-ratio 2 --short-side 96 --long-side 128 --batch-size 4 "
-    "--workers 0 --log-every 1 --learning-rate 0.01 --schedule one_cycle --gradient-clip 10 --device cpu"
+    "--workers 0 --log-every 1 --learning-rate 0.01 --schedule one_cycle --gradient-clip 10 --no-amp --device cpu"
 ).split()
 
 
