@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
         }
         const int each = (last - first) * cells;
         for (int k = threadIdx.x; k < count * each; k += kRoiThreads) {
-          shared.gradient[k / each][k % each] = roi_number(incoming[k / each * area + first * cells + k % each]);
+          shared.gradient[k / each][k % each] = widen(incoming[k / each * area + first * cells + k % each]);
         }
         __syncthreads();
         for (int cell_row = 0; cell_row < last - first; ++cell_row) {
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
 #pragma unroll
     for (int r = 0; r < kRoiTile; ++r) {
       if (row + r >= map.height) break;
-      roi_store(to + (first_channel + channel) * map.channel_stride + (row + r) * map.row_stride, sum[e][r]);
+      narrow(sum[e][r], to[(first_channel + channel) * map.channel_stride + (row + r) * map.row_stride]);
     }
   }
 }

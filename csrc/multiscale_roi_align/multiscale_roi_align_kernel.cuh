@@ -9,6 +9,7 @@
 #pragma once
 
 #include "common/cuda_compat.cuh"
+#include "common/half.cuh"
 #include "multiscale_roi_align/multiscale_roi_align_math.h"
 
 namespace libra {
@@ -20,15 +21,6 @@ constexpr int kRoiMostOutput = 64;  // P
 template <class T>
 constexpr int kRoiBlocks = sizeof(T) == 8 ? 1 : 3;  // of a multiprocessor
 constexpr int kRoiTaps = 256;                       // feature cells in a list
-
-__device__ __forceinline__ float roi_number(float value) { return value; }
-__device__ __forceinline__ double roi_number(double value) { return value; }
-__device__ __forceinline__ float roi_number(__half value) { return __half2float(value); }
-__device__ __forceinline__ float roi_number(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ void roi_store(float* to, float value) { *to = value; }
-__device__ __forceinline__ void roi_store(double* to, double value) { *to = value; }
-__device__ __forceinline__ void roi_store(__half* to, float value) { *to = __float2half_rn(value); }
-__device__ __forceinline__ void roi_store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
 // The build keeps the compiler from fusing; here nothing is compared with the CPU bit for bit.
 __device__ __forceinline__ float roi_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
@@ -123,11 +115,11 @@ struct RoiReader {
     if constexpr (kVectors) {
       const Pack pack = *reinterpret_cast<const Pack*>(first + offset);
 #pragma unroll
-      for (int k = 0; k < kCount; ++k) sum[k] = roi_fma(weight, roi_number(pack.value[k]), sum[k]);
+      for (int k = 0; k < kCount; ++k) sum[k] = roi_fma(weight, widen(pack.value[k]), sum[k]);
     } else {
 #pragma unroll
       for (int k = 0; k < kCount; ++k) {
-        if (k < channels) sum[k] = roi_fma(weight, roi_number(first[offset + k * channel_stride]), sum[k]);
+        if (k < channels) sum[k] = roi_fma(weight, widen(first[offset + k * channel_stride]), sum[k]);
       }
     }
   }
@@ -191,7 +183,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
   const int count = channels - first_channel < kRoiChunk ? channels - first_channel : kRoiChunk;
   S* result = pooled + (number * channels + first_channel) * area;
   if (valid && !valid[number]) {
-    for (int i = threadIdx.x; i < count * area; i += kRoiThreads) roi_store(result + i, T(0));
+    for (int i = threadIdx.x; i < count * area; i += kRoiThreads) narrow(T(0), result[i]);
     return;
   }
   if (threadIdx.x == 0) {
@@ -224,7 +216,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     __syncthreads();
     for (int i = threadIdx.x; i < count * pass; i += kRoiThreads) {
       const int channel = i / pass, cell = i % pass;
-      roi_store(result + channel * area + begin + cell, staged[channel * (kRoiPass + 1) + cell]);
+      narrow(staged[channel * (kRoiPass + 1) + cell], result[channel * area + begin + cell]);
     }
     __syncthreads();
   }

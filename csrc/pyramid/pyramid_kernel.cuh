@@ -9,21 +9,13 @@
 #include <type_traits>
 
 #include "common/cuda_compat.cuh"
+#include "common/half.cuh"
 #include "pyramid/pyramid_math.h"
 
 namespace libra {
 
 constexpr int kPyramidThreads = 256;
 constexpr int64_t kMostPacks = UINT32_MAX;  // of a launch, whose items are counted in 32 bits: divisions are cheap
-
-__device__ __forceinline__ float widen(float value) { return value; }
-__device__ __forceinline__ double widen(double value) { return value; }
-__device__ __forceinline__ float widen(__half value) { return __half2float(value); }
-__device__ __forceinline__ float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ __forceinline__ void narrow(float value, float& to) { to = value; }
-__device__ __forceinline__ void narrow(double value, double& to) { to = value; }
-__device__ __forceinline__ void narrow(float value, __half& to) { to = __float2half_rn(value); }
-__device__ __forceinline__ void narrow(float value, __nv_bfloat16& to) { to = __float2bfloat16_rn(value); }
 
 // What is computed with, and an offset in a window, which is as wide.
 template <class T>

@@ -5,6 +5,7 @@
 // ordered_sum.cuh's.
 #pragma once
 
+#include "common/half.cuh"
 #include "common/ordered_sum.cuh"
 #include "common/reduction.h"
 #include "common/vector_access.cuh"
@@ -56,13 +57,13 @@ __device__ __forceinline__ T focal_group(const FocalArrays<S, T>& arrays, const 
         own = focal_row(arrays, ++row);
       }
       const bool yes = column == own.label;
-      const T x = own.counts ? static_cast<T>(group.value[k]) : T(0);
+      const T x = own.counts ? widen(group.value[k]) : T(0);
       const T weight = own.counts ? (yes ? constants.own : constants.other) : T(0);
       T slope;
       focal<kSquare>(yes ? -x : x, weight, constants.gamma, losses[k], slope);
       sum += losses[k];
       slope *= gradient_scale;
-      group.value[k] = static_cast<S>(yes ? -slope : slope);
+      narrow(yes ? -slope : slope, group.value[k]);
       ++column;
     }
   }

@@ -76,46 +76,38 @@ inline int __float_as_int(float value) { return emulation::bit_cast<int>(value);
 inline double __longlong_as_double(long long bits) { return emulation::bit_cast<double>(bits); }
 inline long long __double_as_longlong(double value) { return emulation::bit_cast<long long>(value); }
 
+// The half types convert by these functions only, as under nvcc with torch's options.
 // bfloat16 is the upper half of a float; rounding is to nearest even, NaN stays NaN.
 struct alignas(2) __nv_bfloat16 {
   uint16_t bits;
-  __nv_bfloat16() = default;
-  __nv_bfloat16(float value) {
-    const unsigned wide = __float_as_uint(value);
-    bits = uint16_t(value != value ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16);
-  }
-  operator float() const { return __uint_as_float(unsigned(bits) << 16); }
 };
+inline float __bfloat162float(__nv_bfloat16 value) { return __uint_as_float(unsigned(value.bits) << 16); }
+inline __nv_bfloat16 __float2bfloat16(float value) {
+  const unsigned wide = __float_as_uint(value);
+  return {uint16_t(value != value ? 0x7fff : (wide + 0x7fff + (wide >> 16 & 1)) >> 16)};
+}
+inline __nv_bfloat16 __float2bfloat16_rn(float value) { return __float2bfloat16(value); }
 
 // IEEE half: 5 exponent bits, 10 mantissa bits.
 struct alignas(2) __half {
   uint16_t bits;
-  __half() = default;
-  __half(float value) {
-    const unsigned wide = __float_as_uint(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
-    if (magnitude > 0x7f800000) {
-      bits = 0x7fff;
-    } else if (magnitude >= 0x477ff000) {  // 65520 and more round to infinity
-      bits = uint16_t(sign | 0x7c00);
-    } else if (magnitude <
-               0x38800000) {  // below 2^-14: a multiple of 2^-24, and adding 0.5 makes the FPU round to that
-      bits = uint16_t(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000));
-    } else {
-      bits = uint16_t(sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13);
-    }
-  }
-  operator float() const {
-    const unsigned sign = unsigned(bits & 0x8000) << 16, exponent = bits >> 10 & 31, mantissa = bits & 0x3ff;
-    if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(mantissa) / 16777216.0f;
-    return __uint_as_float(sign | (exponent == 31 ? 0xff : exponent + 112) << 23 | mantissa << 13);
-  }
 };
-inline float __half2float(__half value) { return value; }
-inline __half __float2half(float value) { return value; }
-inline __half __float2half_rn(float value) { return value; }
-inline float __bfloat162float(__nv_bfloat16 value) { return value; }
-inline __nv_bfloat16 __float2bfloat16(float value) { return value; }
-inline __nv_bfloat16 __float2bfloat16_rn(float value) { return value; }
+inline float __half2float(__half value) {
+  const unsigned sign = unsigned(value.bits & 0x8000) << 16, exponent = value.bits >> 10 & 31;
+  const unsigned mantissa = value.bits & 0x3ff;
+  if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(mantissa) / 16777216.0f;
+  return __uint_as_float(sign | (exponent == 31 ? 0xff : exponent + 112) << 23 | mantissa << 13);
+}
+inline __half __float2half(float value) {
+  const unsigned wide = __float_as_uint(value), sign = wide >> 16 & 0x8000, magnitude = wide & 0x7fffffff;
+  if (magnitude > 0x7f800000) return {0x7fff};
+  if (magnitude >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 and more round to infinity
+  if (magnitude < 0x38800000) {  // below 2^-14: a multiple of 2^-24, and adding 0.5 makes the FPU round to that
+    return {uint16_t(sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000))};
+  }
+  return {uint16_t(sign | (magnitude - 0x38000000 + 0xfff + (magnitude >> 13 & 1)) >> 13)};
+}
+inline __half __float2half_rn(float value) { return __float2half(value); }
 
 inline int __popc(unsigned value) { return __builtin_popcount(value); }
 inline int __popcll(unsigned long long value) { return __builtin_popcountll(value); }

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import COMMON_NVCC_FLAGS, include_paths
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
@@ -54,7 +54,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     home = setup.find_cuda_home()
     if home is None:
         pytest.skip("needs nvcc: none in CUDA_HOME, on PATH or in /usr/local/cuda")
-    flags = [flag for flag in setup.NVCC_FLAGS if not flag.startswith("--threads")]
+    flags = COMMON_NVCC_FLAGS + [flag for flag in setup.NVCC_FLAGS if not flag.startswith("--threads")]
     folder = tmp_path_factory.mktemp("cubins")
     with ThreadPoolExecutor(2) as pool:  # each runs one nvcc
         jobs = {
