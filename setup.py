@@ -183,7 +183,7 @@ def extensions() -> list[Extension]:
         ),
         Extension(  # links no torch
             "libra_ops._numpy",
-            [of_numpy, *find_sources("*_cpu_kernel*.cpp")],
+            [of_numpy, *included_kernels(of_numpy)],
             include_dirs=[find_pybind11(), str(ROOT / "csrc")],
             extra_compile_args={"cxx": flags},
             language="c++",
@@ -194,6 +194,11 @@ def extensions() -> list[Extension]:
 
 def find_sources(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(f"csrc/**/{pattern}"))
+
+
+def included_kernels(source: str) -> list[str]:
+    """The sources of the CPU kernels whose headers `source` includes."""
+    return [f"csrc/{name}.cpp" for name in re.findall(r'#include "(\S+_cpu_kernel)\.h"', (ROOT / source).read_text())]
 
 
 def find_pybind11() -> str:
