@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The fuzz and NumPy tests on CPU kernels that were built with AddressSanitizer and UndefinedBehaviorSanitizer: a read or
+# The fuzz, NumPy and foreign-memory tests on CPU kernels that were built with AddressSanitizer and UndefinedBehaviorSanitizer: a read or
 # write out of bounds, or undefined behaviour, ends the run with an error. Needs g++ and the environment of the tests.
 #   tests/sanitize.sh [arguments for pytest]      LIBRA_FUZZ_EXAMPLES: examples per test, 100 unless set
 # It builds a copy, and leaves the installed package as it is. Around two minutes on two cores.
@@ -49,4 +49,5 @@ for library in "$work"/site/libra_ops/_*.so; do
 done
 
 # -v and --capture=sys: a finding ends the process at once, and its report and the test's name are to be seen.
-sanitized -m pytest -v --capture=sys -p no:cacheprovider tests/libra_ops/test_fuzz_*.py tests/libra_ops/test_numpy.py "$@"
+sanitized -m pytest -v --capture=sys -p no:cacheprovider tests/libra_ops/test_fuzz_*.py tests/libra_ops/test_numpy.py \
+  tests/libra_ops/test_foreign_memory.py "$@"

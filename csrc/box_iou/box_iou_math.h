@@ -103,7 +103,7 @@ struct LibraryAngle {
 
 template <Kind kind, class Angle = LibraryAngle, class T>
 LIBRA_FORMULA Side<T> make_side(const Box<T>& box) {
-  Side<T> side{box, area(box), T{}};
+  Side<T> side{{box.x1, box.y1, box.x2, box.y2}, area(box), T{}};  // one by one: a struct keeps a loop scalar
   if constexpr (kind == Kind::kCiou) {
     side.angle = Angle::of(at_least(box.x2 - box.x1, 0.0), at_least(box.y2 - box.y1, kSmallestArea));
   }

@@ -77,18 +77,32 @@ LIBRA_FORMULA void decode_block(Block<T>& block, const Deltas<T>& stds) {
   }
 }
 
+// An integer as wide as T, so that a loop over both is vector code.
+template <class T>
+using Flag = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;
+
+// 1 unless is_huge(); without its branches.
+template <class T>
+LIBRA_FORMULA Flag<T> is_usual(T value) {
+  return is_huge(value) ? 0 : 1;
+}
+template <class T>
+LIBRA_FORMULA Flag<T> is_usual(const Box<T>& box) {
+  return is_usual<T>(box.x1) & is_usual<T>(box.y1) & is_usual<T>(box.x2) & is_usual<T>(box.y2);
+}
+
 template <Kind kind, class T>
 LIBRA_FORMULA void loss_of_block(Block<T>& block) {
-  int huge = 0;
+  Flag<T> usual = 1;
   for (int i = 0; i < kBlock; ++i) {
     const Box<T> pred = block.pred[i], target = block.target[i];
     Box<T> slope, target_slope;
     box_loss<kind>(pred, target, block.loss[i], slope, target_slope);
     block.slope.set(i, slope);
     block.target_slope.set(i, target_slope);
-    huge |= is_huge(pred) | is_huge(target);
   }
-  for (int i = 0; huge && i < kBlock; ++i) {
+  for (int i = 0; i < kBlock; ++i) usual &= is_usual<T>(block.pred[i]) & is_usual<T>(block.target[i]);
+  for (int i = 0; !usual && i < kBlock; ++i) {
     const Box<T> pred = block.pred[i], target = block.target[i];
     if (!is_huge(pred) && !is_huge(target)) continue;
     Box<T> slope, target_slope;

@@ -30,7 +30,7 @@ std::tuple<Tensor, Tensor, Tensor> match_boxes_cuda(Tensor boxes, Tensor targets
   const MatchTensors tensors{read<Box<float>>(whole_boxes),
                              read<Box<float>>(whole_targets),
                              whole_crowd ? read<Box<float>>(*whole_crowd) : nullptr,
-                             read<bool>(arguments.valid),
+                             read<uint8_t>(arguments.valid),
                              write<int64_t>(outputs.index),
                              write<float>(outputs.iou),
                              write<signed char>(outputs.state),

@@ -41,7 +41,7 @@ struct MatchShape {
 
 struct MatchTensors {
   const Box<float>*boxes, *targets, *crowd;  // 16-byte aligned; crowd may be null
-  const bool* valid;
+  const uint8_t* valid;
   int64_t* index;
   float* iou;
   signed char* state;

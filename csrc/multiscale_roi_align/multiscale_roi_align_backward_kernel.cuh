@@ -82,7 +82,7 @@ struct RoiTileShared {
 template <bool kChannelsLast, class S, class T = typename RoiNumber<S>::type>
 __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     multiscale_roi_align_backward_kernel(const S* __restrict__ gradient, const T* __restrict__ boxes,
-                                         const bool* __restrict__ valid, const __grid_constant__ RoiMaps<S> grads,
+                                         const uint8_t* __restrict__ valid, const __grid_constant__ RoiMaps<S> grads,
                                          const __grid_constant__ RoiTiles tiles, int64_t slots, int channels,
                                          const __grid_constant__ RoiRules rules) {
   SHARED(RoiTileShared<T>, shared);
@@ -180,7 +180,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
 // gradient [batch, slots, channels, P, P] -> grads, written completely.
 template <class S>
 cudaError_t launch_multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S>::type* boxes,
-                                                 const bool* valid, const RoiMaps<S>& grads, int64_t batch,
+                                                 const uint8_t* valid, const RoiMaps<S>& grads, int64_t batch,
                                                  int64_t slots, int64_t channels, const RoiRules& rules,
                                                  cudaStream_t stream) {
   if (batch == 0 || channels == 0) return cudaSuccess;

@@ -76,12 +76,14 @@ struct RoiAlignArguments {
   // Finds out how the maps lie, and copies those that no kernel can read.
   void make_readable() {
     for (Tensor& map : features) {
-      RoiLayout layout = layout_of(map);
-      if (layout.column != 1 && layout.channel != 1) {
+      const RoiLayout layout = layout_of(map);
+      const bool aligned = reinterpret_cast<uintptr_t>(map.const_data_ptr()) % map.element_size() == 0;
+      if (!aligned) {
+        map = torch::stable::clone(map);  // which keeps the order of dense maps
+      } else if (layout.column != 1 && layout.channel != 1) {
         map = torch::stable::contiguous(map);
-        layout = layout_of(map);
       }
-      layouts.push_back(layout);
+      layouts.push_back(layout_of(map));
     }
   }
 
@@ -101,7 +103,8 @@ struct RoiAlignArguments {
       maps.level[level] = map_at(level, write<S>(gradients[level]));
     return maps;
   }
-  const bool* valid_data() const { return valid ? read<bool>(*valid) : nullptr; }
+  // Bytes: foreign memory may have a true of any bits.
+  const uint8_t* valid_data() const { return valid ? read<uint8_t>(*valid) : nullptr; }
 
   Tensor make_pooled() const {
     const int64_t size = rules.output_size;

@@ -118,7 +118,7 @@ void spread_boxes(const S* gradient, const RoiPlan<T>* plans, int level, int64_t
 }  // namespace
 
 template <class S>
-void multiscale_roi_align(const RoiMaps<const S>& maps, const typename RoiNumber<S>::type* boxes, const bool* valid,
+void multiscale_roi_align(const RoiMaps<const S>& maps, const typename RoiNumber<S>::type* boxes, const uint8_t* valid,
                           S* pooled, int64_t batch, int64_t slots, int64_t channels, const RoiRules& rules,
                           ParallelFor threads) {
   using T = typename RoiNumber<S>::type;
@@ -145,7 +145,7 @@ void multiscale_roi_align(const RoiMaps<const S>& maps, const typename RoiNumber
 }
 
 template <class S>
-void multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S>::type* boxes, const bool* valid,
+void multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S>::type* boxes, const uint8_t* valid,
                                    const RoiMaps<S>& grads, int64_t batch, int64_t slots, int64_t channels,
                                    const RoiRules& rules, ParallelFor threads) {
   using T = typename RoiNumber<S>::type;
@@ -187,11 +187,12 @@ void multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S
   });
 }
 
-#define LIBRA_ROI_ALIGN(S)                                                                                            \
-  template void multiscale_roi_align<S>(const RoiMaps<const S>&, const RoiNumber<S>::type*, const bool*, S*, int64_t, \
-                                        int64_t, int64_t, const RoiRules&, ParallelFor);                              \
-  template void multiscale_roi_align_backward<S>(const S*, const RoiNumber<S>::type*, const bool*, const RoiMaps<S>&, \
-                                                 int64_t, int64_t, int64_t, const RoiRules&, ParallelFor);
+#define LIBRA_ROI_ALIGN(S)                                                                                      \
+  template void multiscale_roi_align<S>(const RoiMaps<const S>&, const RoiNumber<S>::type*, const uint8_t*, S*, \
+                                        int64_t, int64_t, int64_t, const RoiRules&, ParallelFor);               \
+  template void multiscale_roi_align_backward<S>(const S*, const RoiNumber<S>::type*, const uint8_t*,           \
+                                                 const RoiMaps<S>&, int64_t, int64_t, int64_t, const RoiRules&, \
+                                                 ParallelFor);
 LIBRA_ROI_ALIGN(float)
 LIBRA_ROI_ALIGN(double)
 LIBRA_ROI_ALIGN(Half)

@@ -171,7 +171,7 @@ __device__ __forceinline__ void roi_sum_points(const RoiMap<const S>& map, const
 template <bool kVectors, class S, class T = typename RoiNumber<S>::type>
 __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
     multiscale_roi_align_kernel(const __grid_constant__ RoiMaps<const S> maps, const T* __restrict__ boxes,
-                                const bool* __restrict__ valid, S* __restrict__ pooled, int64_t slots, int channels,
+                                const uint8_t* __restrict__ valid, S* __restrict__ pooled, int64_t slots, int channels,
                                 const __grid_constant__ RoiRules rules) {
   using Reader = RoiReader<kVectors, S>;
   SHARED(int, level);
@@ -225,7 +225,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
 // boxes [batch, slots, 4]; valid [batch, slots] or null -> pooled [batch, slots, channels, P, P], written completely.
 template <class S>
 cudaError_t launch_multiscale_roi_align(const RoiMaps<const S>& maps, const typename RoiNumber<S>::type* boxes,
-                                        const bool* valid, S* pooled, int64_t batch, int64_t slots, int64_t channels,
+                                        const uint8_t* valid, S* pooled, int64_t batch, int64_t slots, int64_t channels,
                                         const RoiRules& rules, cudaStream_t stream) {
   if (batch * slots == 0 || channels == 0) return cudaSuccess;
   constexpr int kEach = 16 / sizeof(S);

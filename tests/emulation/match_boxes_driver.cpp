@@ -12,7 +12,7 @@ extern "C" int64_t boxes_per_thread(int64_t batch, int64_t boxes) {
   return MatchShape::choose_boxes_per_thread(batch, boxes);
 }
 
-extern "C" int run_match_boxes(const Box<float>* boxes, const Box<float>* targets, const bool* valid,
+extern "C" int run_match_boxes(const Box<float>* boxes, const Box<float>* targets, const uint8_t* valid,
                                const Box<float>* crowd, int64_t* index, float* iou, signed char* state, unsigned* tops,
                                int64_t batch, int64_t box_count, int64_t target_count, int64_t crowd_count,
                                int64_t shared, int64_t each, double positive_iou, double negative_iou,

@@ -35,15 +35,15 @@ template <class S>
 using Number = typename libra::RoiNumber<S>::type;
 
 template <class S>
-int forward(const S* first, const S* second, const int64_t* layout, const Number<S>* boxes, const bool* valid,
+int forward(const S* first, const S* second, const int64_t* layout, const Number<S>* boxes, const uint8_t* valid,
             S* pooled, int64_t batch, int64_t slots, int64_t channels, int64_t output_size, int64_t sampling_ratio) {
   return libra::launch_multiscale_roi_align<S>(maps_of<const S>(first, second, layout, channels), boxes, valid, pooled,
                                                batch, slots, channels, rules_of(output_size, sampling_ratio), nullptr);
 }
 
 template <class S>
-int backward(const S* gradient, const int64_t* layout, const Number<S>* boxes, const bool* valid, S* first, S* second,
-             int64_t batch, int64_t slots, int64_t channels, int64_t output_size, int64_t sampling_ratio) {
+int backward(const S* gradient, const int64_t* layout, const Number<S>* boxes, const uint8_t* valid, S* first,
+             S* second, int64_t batch, int64_t slots, int64_t channels, int64_t output_size, int64_t sampling_ratio) {
   return libra::launch_multiscale_roi_align_backward<S>(gradient, boxes, valid,
                                                         maps_of<S>(first, second, layout, channels), batch, slots,
                                                         channels, rules_of(output_size, sampling_ratio), nullptr);
@@ -53,12 +53,12 @@ int backward(const S* gradient, const int64_t* layout, const Number<S>* boxes, c
 
 #define LIBRA_ROI_ALIGN(name, S)                                                                                      \
   extern "C" int run_forward_##name(const S* first, const S* second, const int64_t* layout, const Number<S>* boxes,   \
-                                    const bool* valid, S* pooled, int64_t batch, int64_t slots, int64_t channels,     \
+                                    const uint8_t* valid, S* pooled, int64_t batch, int64_t slots, int64_t channels,  \
                                     int64_t output_size, int64_t sampling_ratio) {                                    \
     return forward(first, second, layout, boxes, valid, pooled, batch, slots, channels, output_size, sampling_ratio); \
   }                                                                                                                   \
   extern "C" int run_backward_##name(const S* gradient, const int64_t* layout, const Number<S>* boxes,                \
-                                     const bool* valid, S* first, S* second, int64_t batch, int64_t slots,            \
+                                     const uint8_t* valid, S* first, S* second, int64_t batch, int64_t slots,         \
                                      int64_t channels, int64_t output_size, int64_t sampling_ratio) {                 \
     return backward(gradient, layout, boxes, valid, first, second, batch, slots, channels, output_size,               \
                     sampling_ratio);                                                                                  \

@@ -18,6 +18,7 @@ PYRAMIDS = {  # batch, channels, sizes
     "large windows": (1, 66, [(40, 40), (2, 2)]),
     "one cell": (3, 2, [(1, 1), (1, 1)]),
     "one level": (2, 3, [(4, 3)]),
+    "channels in whole vectors": (2, 64, [(13, 18), (6, 9), (3, 4)]),
 }
 NAN = float("nan")
 
@@ -57,13 +58,19 @@ def both(maps: list[Tensor], level: int) -> tuple[tuple, tuple]:
     return ours, run(reference.integrate_pyramid, reference.scatter_pyramid, maps, level)
 
 
+# Without float64 where PyTorch finds the nearest cells in float64 on the CPU, but in float32, as we do, on CUDA.
+EQUAL = [
+    (name, dtype)
+    for name in PYRAMIDS
+    for dtype in (torch.float32, torch.float64)
+    if (name, dtype) != ("float32 misses 24 / 74", torch.float64)
+]
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", PYRAMIDS)
+@pytest.mark.parametrize(("name", "dtype"), EQUAL)
 def test_equals_pytorch(name, dtype, memory_format):
     for level in range(len(PYRAMIDS[name][2])):
-        if name == "float32 misses 24 / 74" and dtype == torch.float64:
-            continue  # where PyTorch divides in float64 on the CPU, but not on CUDA
         maps = make_maps(name, dtype, memory_format)
         (results, grads), (expected_results, expected_grads) = both(maps, level)
         for result, expected in zip(results, expected_results, strict=True):
@@ -87,17 +94,21 @@ def test_half_precision_rounds_once(dtype, memory_format):
             torch.testing.assert_close(grad.float(), expected, rtol=tolerance, atol=8 * tolerance)
 
 
+def make_maps_not_finite(name: str, dtype: torch.dtype, memory_format: torch.memory_format) -> list[Tensor]:
+    maps = make_maps(name, dtype, memory_format)
+    for x in maps:
+        x[0, 0] = -torch.inf
+        x[0, 1, ::3, ::2] = NAN
+        x[0, 1, 1::3, ::3] = NAN
+        x[1, 2, ::2] = torch.inf
+    return maps
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_values_that_are_not_finite(memory_format):
     """The last NaN of a window has its gradient, and where all is -inf the first cell."""
     for level in range(3):
-        maps = make_maps("shared cells", memory_format=memory_format)
-        for x in maps:
-            x[0, 0] = -torch.inf
-            x[0, 1, ::3, ::2] = NAN
-            x[0, 1, 1::3, ::3] = NAN
-            x[1, 2, ::2] = torch.inf
-        ours, expected = both(maps, level)
+        ours, expected = both(make_maps_not_finite("shared cells", torch.float32, memory_format), level)
         for result, wanted in zip(ours[0] + ours[1], expected[0] + expected[1], strict=True):
             torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5, equal_nan=True)
 
@@ -281,3 +292,70 @@ def test_the_operators_check_what_python_does_not():
     junk = torch.full_like(index, 2**31 - 1)  # an index that no forward pass wrote: no gradient, nothing out of bounds
     grads = ops.integrate_pyramid_backward(maps[1], junk, [40, 2], [40, 2], 1, False)
     assert not grads[0].any() and torch.equal(grads[1], maps[1] / 2)
+
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def on_gpu(x: Tensor, aligned: bool = True) -> Tensor:
+    """A copy of the same strides; not aligned: it begins one element behind a multiple of 16 bytes."""
+    moved = torch.empty(x.numel() + 1, dtype=x.dtype).cuda()[0 if aligned else 1 :]
+    return moved.as_strided(x.size(), x.stride()).copy_(x)
+
+
+def check_cuda(maps: list[Tensor], level: int, aligned: bool = True) -> None:
+    """Results and their strides to the bit; gradients, whose sums have another order, nearly; and twice the same."""
+    expected, expected_grads = run(integrate_pyramid, scatter_pyramid, maps, level)
+    maps = [on_gpu(x, aligned) for x in maps]
+    results, grads = run(integrate_pyramid, scatter_pyramid, maps, level)
+    without_gradient = [
+        integrate_pyramid(maps, level=level),
+        *scatter_pyramid(maps, make_refined(maps, level), level=level),
+    ]
+    exact = {"rtol": 0, "atol": 0, "equal_nan": True}
+    for result, other, wanted in zip(results, without_gradient, expected, strict=True):
+        torch.testing.assert_close(result.cpu(), wanted, **exact)
+        torch.testing.assert_close(other, result, **exact)
+        assert result.stride() == wanted.stride()
+    small = 1e-12 if maps[0].dtype == torch.float64 else 1e-5  # of the sums, which are rounded to a half type then
+    rtol = max(small, 2 * torch.finfo(maps[0].dtype).eps)
+    for grad, wanted in zip(grads, expected_grads, strict=True):
+        torch.testing.assert_close(grad.cpu(), wanted, rtol=rtol, atol=small)
+        assert grad.stride() == wanted.stride()
+    again = run(integrate_pyramid, scatter_pyramid, maps, level)
+    for first, second in zip(results + grads, again[0] + again[1], strict=True):
+        torch.testing.assert_close(second, first, **exact)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", PYRAMIDS)
+def test_cuda_equals_the_cpu(name, dtype, memory_format):
+    for level in range(len(PYRAMIDS[name][2])):
+        for ties in (True, False):
+            check_cuda(make_maps(name, dtype, memory_format, ties), level)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_equals_the_cpu_for_values_that_are_not_finite(dtype, memory_format):
+    for level in range(3):
+        for name in ("shared cells", "channels in whole vectors"):
+            check_cuda(make_maps_not_finite(name, dtype, memory_format), level)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cuda_reads_maps_that_no_vector_fits(dtype, memory_format):
+    """One element behind a multiple of 16 bytes, and with channels cut out of more."""
+    for level in range(3):
+        maps = make_maps("channels in whole vectors", dtype, memory_format)
+        check_cuda(maps, level, aligned=False)
+        expected = run(integrate_pyramid, scatter_pyramid, maps, level)
+        cut = [on_gpu(torch.cat([x, x[:, :3]], 1).contiguous(memory_format=memory_format))[:, :64] for x in maps]
+        results, _ = run(integrate_pyramid, scatter_pyramid, cut, level)
+        for result, wanted in zip(results, expected[0], strict=True):
+            assert torch.equal(result.cpu(), wanted)
