@@ -19,14 +19,30 @@ class WeightAverage(AveragedModel):
     def __init__(self, model: nn.Module, decay: float) -> None:
         if not 0.0 <= decay < 1.0:
             raise ValueError(f"ema_decay: expected a number in [0, 1), got {decay}")
-        super().__init__(model, multi_avg_fn=self._blend, use_buffers=True)
+        super().__init__(model, use_buffers=True)
         self.decay = decay
 
     @torch.no_grad()
-    def _blend(self, averaged: list[Tensor], current: list[Tensor], _: Tensor) -> None:
-        steps = int(self.n_averaged)  # stays on the CPU: reading it does not wait for a GPU
-        decay = min(self.decay, (1 + steps) / (10 + steps))
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - decay)
-        else:  # counters
-            torch._foreach_copy_(averaged, current)
+    def update_parameters(self, model: nn.Module) -> None:
+        """Follow `model` by a step; the first one is copied. Nothing waits for a GPU: the counter is on the CPU.
+
+        AveragedModel's own would copy the counter to the device first, which waits.
+        """
+        steps = int(self.n_averaged)
+        decay = 0.0 if steps == 0 else min(self.decay, (1 + steps) / (10 + steps))
+        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
+        floating = [pair for pair in pairs if pair[0].is_floating_point()]
+        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if floating:
+            averaged, current = map(list, zip(*floating, strict=True))
+            if decay > 0:
+                torch._foreach_lerp_(averaged, current, 1 - decay)
+            else:
+                torch._foreach_copy_(averaged, current)
+        for averaged, current in counters:
+            averaged.copy_(current)
+        self.n_averaged += 1
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]

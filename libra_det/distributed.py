@@ -113,7 +113,10 @@ def joined_world(device: str) -> Iterator[tuple[World, torch.device]]:
         ValueError: there is no such device, or it is not for several processes.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "RANK" not in os.environ:
-        yield ALONE, choose_device(device)
+        chosen = choose_device(device)
+        if chosen.type == "cuda":
+            torch.cuda.set_device(chosen)
+        yield ALONE, chosen
         return
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     with contextlib.ExitStack() as stack:

@@ -95,7 +95,8 @@ def detect(
     several processes each detects in some of the batches, and the first returns all entries, the others none.
     """
     sizes = [(record.width, record.height) for record in dataset.images]
-    batches = by_padded_size(sizes, dataset.config, dataset.config.batch_size)[world.rank :: world.size]
+    images = max(1, dataset.config.batch_size // world.size)  # of one process, as in training
+    batches = by_padded_size(sizes, dataset.config, images)[world.rank :: world.size]
     loader = make_loader(dataset, device=device, batches=batches)
     was_training = model.training
     model.eval()

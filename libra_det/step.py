@@ -57,9 +57,10 @@ class Step:
         """
         values, ready = world.mean(torch.cat([values.new_full((1,), float(stop)), values.detach()])), None
         if values.is_cuda:
+            stream = torch.cuda.current_stream(values.device)
             values = values.to("cpu", non_blocking=True)  # into page-locked memory
             ready = torch.cuda.Event()
-            ready.record()
+            ready.record(stream)
         return cls(step, file_names, learning_rate, names, values, ready, time.perf_counter())
 
     def read(self) -> StepNumbers:

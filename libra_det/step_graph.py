@@ -40,8 +40,8 @@ class StepGraphs:
         device: of the inputs.
     """
 
-    def __init__(self, compute: Callable[[Any], Tensor], device: torch.device) -> None:
-        self._compute = compute
+    def __init__(self, compute: Callable[..., Tensor], device: torch.device) -> None:
+        self._compute, self._device = compute, device
         self._stream = torch.cuda.Stream(device)
         self._pool = torch.cuda.graph_pool_handle()  # graphs take turns, so they can share their memory
         self._graphs: dict[tuple, tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]] = {}
@@ -52,7 +52,8 @@ class StepGraphs:
         if shape not in self._graphs:
             self._steps[shape] += 1
             if self._steps[shape] <= EAGER_STEPS or len(self._graphs) == MOST_GRAPHS:
-                return self._run(shape, inputs)
+                self._say_once(shape)
+                return self.eagerly(inputs)
             self._graphs[shape] = self._capture(inputs)
         graph, static, result = self._graphs[shape]
         for place, tensor in zip(static, inputs.tensors(), strict=True):
@@ -60,18 +61,20 @@ class StepGraphs:
         graph.replay()
         return result
 
-    def _run(self, shape: tuple, inputs: Inputs) -> Tensor:
-        """A step without a graph, on the stream that is captured later."""
+    def _say_once(self, shape: tuple) -> None:
         if self._steps[shape] == EAGER_STEPS + 1:
             print(
                 f"libra: --cuda-graph: there are {MOST_GRAPHS} graphs; batches of images {list(shape[0][:4])} run "
                 "without one. --size-buckets makes fewer padded sizes",
                 file=sys.stderr,
             )
-        current = torch.cuda.current_stream()
+
+    def eagerly(self, inputs: Inputs, **options: Any) -> Tensor:
+        """A step without a graph, on the stream that is captured later; `options` are for `compute`."""
+        current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
-            result = self._compute(inputs)
+            result = self._compute(inputs, **options)
         current.wait_stream(self._stream)
         for tensor in (*inputs.tensors(), result):  # made or read on the other stream than the one that frees it
             tensor.record_stream(self._stream)
@@ -81,6 +84,7 @@ class StepGraphs:
     def _capture(self, inputs: Inputs) -> tuple[torch.cuda.CUDAGraph, list[Tensor], Tensor]:
         static = [tensor.clone() for tensor in inputs.tensors()]
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        # What other threads do meanwhile is no part of it: a loader's pins the memory of the next batches.
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = self._compute(inputs.with_tensors(static))
         return graph, static, result

@@ -8,6 +8,7 @@ B images of a batch, G target slots, H x W pixels of the padded images, L losses
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,9 @@ from libra_det.models import DetectionModel
 from libra_det.step_graph import StepGraphs
 from libra_det.structures import Batch, Proposals, Targets
 
+MOST_PROGRAMS = 8
+"""Shapes that are compiled, as many as torch.compile makes versions of a function. Batches of others run eagerly."""
+
 
 class StepInputs(NamedTuple):
     """The tensors of a batch that its losses are computed from."""
@@ -30,28 +34,35 @@ class StepInputs(NamedTuple):
     sizes: Tensor  # [B, 2] float32 (height, width) without the padding
     targets: Targets
     proposals: Proposals | None  # of Fast R-CNN
+    seeds: Tensor  # [parts, 2] int64, of the samples that the two stages draw
 
     @classmethod
-    def of(cls, batch: Batch) -> StepInputs:
+    def of(cls, batch: Batch, parts: int = 1) -> StepInputs:
+        """Of a batch whose images are worked on in so many parts, or one by one if these are more.
+
+        The seeds come from the CPU's generator, whether the step then runs eagerly, compiled or as a CUDA graph.
+        """
         if batch.targets is None:
             raise ValueError("batch.targets: expected Targets for training, got None")
-        return cls(batch.images, batch.sizes, batch.targets, batch.proposals)
+        shape = (min(parts, len(batch.images)), 2)
+        seeds = torch.randint(-(2**63), 2**63 - 1, shape).to(batch.images.device, non_blocking=True)
+        return cls(batch.images, batch.sizes, batch.targets, batch.proposals, seeds)
 
     def tensors(self) -> list[Tensor]:
-        return [self.images, self.sizes, *self.targets, *(self.proposals or ())]
+        return [self.images, self.sizes, self.seeds, *self.targets, *(self.proposals or ())]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> StepInputs:
         """The same with other tensors, in the order of `tensors()`."""
-        images, sizes, *rest = tensors
+        images, sizes, seeds, *rest = tensors
         count = len(self.targets)
         proposals = None if self.proposals is None else Proposals(*rest[count:])
-        return StepInputs(images, sizes, Targets(*rest[:count]), proposals)
+        return StepInputs(images, sizes, Targets(*rest[:count]), proposals, seeds)
 
-    def split(self, parts: int) -> list[StepInputs]:
-        """Equal shares of the batch's images; `parts` divides B."""
-        if parts == 1:
+    def split(self) -> list[StepInputs]:
+        """The parts: as many images each, or one more."""
+        if len(self.seeds) == 1:
             return [self]
-        pieces = [tensor.chunk(parts) for tensor in self.tensors()]
+        pieces = [tensor.tensor_split(len(self.seeds)) for tensor in self.tensors()]
         return [self.with_tensors(piece) for piece in zip(*pieces, strict=True)]
 
 
@@ -64,12 +75,18 @@ class LossFunction(nn.Module):
         self.amp = amp
 
     def forward(
-        self, images: Tensor, sizes: Tensor, targets: Targets, proposals: Proposals | None
+        self,
+        images: Tensor,
+        sizes: Tensor,
+        targets: Targets,
+        proposals: Proposals | None,
+        seeds: Tensor | None = None,
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """As `DetectionModel.losses`: the losses by name, and the pyramid's maps."""
         with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=self.amp):
             features = self.model.features(self.model.normalise(images, sizes))
-            return self.model.losses_from_features(features, sizes, targets, proposals), features
+            seeds = None if seeds is None else seeds.flatten()
+            return self.model.losses_from_features(features, sizes, targets, proposals, seeds), features
 
 
 class MeasuredLosses(nn.Module):
@@ -83,14 +100,34 @@ class MeasuredLosses(nn.Module):
         self.losses = losses
         # Not a module of this one, which has its parameters already.
         self._programs = (losses, _compiled(losses) if compiled else losses)
+        self._compiled_shapes: set[tuple] | None = set() if compiled else None
+        self._said = False
 
     def forward(self, part: StepInputs, measure: bool) -> tuple[dict[str, Tensor], Tensor | None]:
         """The L losses by name, and the norm [L] of each one's gradient with respect to the pyramid, or None."""
         eager, compiled = self._programs
         # To differentiate by the maps inside, the program must not be one piece.
-        losses, features = (eager if measure else compiled)(*part)
+        losses, features = (eager if measure or self._is_one_too_many(part) else compiled)(*part)
         norms = torch.stack(gradient_norms(list(losses.values()), features)) if measure else None
         return losses, norms
+
+    def _is_one_too_many(self, part: StepInputs) -> bool:
+        """There are as many programs as torch.compile makes, and none for inputs of these shapes; the first is told."""
+        shapes = tuple(tensor.shape for tensor in part.tensors())
+        known = self._compiled_shapes
+        if known is None or shapes in known:
+            return False
+        if len(known) < MOST_PROGRAMS:
+            known.add(shapes)
+            return False
+        if not self._said:
+            self._said = True
+            print(
+                f"libra: --compile: there are {MOST_PROGRAMS} programs; batches of images {list(shapes[0])}, and of "
+                "further sizes, run without one. --size-buckets makes fewer padded sizes",
+                file=sys.stderr,
+            )
+        return True
 
 
 class StepValues(NamedTuple):
@@ -148,16 +185,16 @@ class TrainStep:
             measure: also the norm of each loss's gradient with respect to the pyramid, which takes a backward pass
                 for each. The step is the same.
         """
-        inputs = StepInputs.of(batch)
+        inputs = StepInputs.of(batch, self.config.accumulate)
         if self.config.channels_last:
             inputs = inputs._replace(images=inputs.images.contiguous(memory_format=torch.channels_last))
         set_learning_rate(self.optimizer, learning_rate)
-        if measure:
-            values = self._compute(inputs, measure=True)
-        elif self._graphs is not None:
-            values = self._graphs(inputs)
+        if self._graphs is None:
+            values = self._compute(inputs, measure=measure)
+        elif measure:
+            values = self._graphs.eagerly(inputs, measure=True)
         else:
-            values = self._compute(inputs)
+            values = self._graphs(inputs)
         if self.average is not None:
             self.average.update_parameters(self.model)
         return StepValues(self._names, values)
@@ -165,14 +202,15 @@ class TrainStep:
     def _compute(self, inputs: StepInputs, measure: bool = False) -> Tensor:
         """What a CUDA graph captures: from the zeroed gradients to the new weights -> `StepValues.values`."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts = inputs.split(self.config.accumulate)
+        parts = inputs.split()
         total, norms = torch.zeros((), device=inputs.images.device), []
         for number, part in enumerate(parts):
             last = number + 1 == len(parts)
             losses, part_norms = (self._shared_losses if last else self._losses)(part, measure)
-            values = torch.stack(list(losses.values())) / len(parts)
+            share = len(part.images) / len(inputs.images)
+            values = torch.stack(list(losses.values())) * share
             if part_norms is not None:
-                norms.append(part_norms / len(parts))
+                norms.append(part_norms * share)
             self._add_gradients(values.sum(), last)
             total = total + values.detach()
         self._names = list(losses)
@@ -218,6 +256,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -
     optimizer.load_state_dict(state)
     for group, values in zip(optimizer.param_groups, own, strict=True):
         group.update(values)
+    for parameter, kept in optimizer.state.items():  # fused optimizers walk through memory: it lies as the weight does
+        momentum = kept.get("momentum_buffer")
+        if momentum is not None:
+            kept["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

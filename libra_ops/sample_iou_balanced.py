@@ -44,6 +44,7 @@ def sample_iou_balanced(
     positives: Literal["instance_balanced", "random"] = "instance_balanced",
     bins: Literal["paper", "published"] = "paper",
     generator: torch.Generator | None = None,
+    seed: Tensor | None = None,
 ) -> Samples:
     """Draws up to `num_samples` candidates of every image, without replacement; ignored ones never.
 
@@ -70,16 +71,17 @@ def sample_iou_balanced(
             only when the others run out.
         generator: where the seed is drawn from, on the CPU or on the device of `matches`; none: torch's own, which is
             also all that torch.compile can trace.
+        seed: [1] int64 on the device of `matches`, drawn before; then nothing is drawn here, and `generator` is none.
 
     Returns:
         Samples(index, valid, positive), [B, S] each, on the device of `matches`: positives, then negatives, then
         padding with index 0, so that index can be gathered with unless N is 0.
 
-    Randomness: one int64 seed is drawn from torch's generator in each call, and every candidate's random numbers are a
-    function of it, the image's place in the batch and the candidate's place in the image: the CPU and CUDA draw the
-    same samples from the same seed, whatever the number of threads. The seed comes from the CPU's generator and is
-    copied without waiting, so torch.manual_seed gives the same samples on both. While a CUDA graph is captured or under
-    torch.compile it is drawn on the device instead, so that every replay draws new samples.
+    Randomness: one int64 seed, unless it is given drawn from torch's generator in each call, and every candidate's
+    random numbers are a function of it, the image's place in the batch and the candidate's place in the image: the CPU
+    and CUDA draw the same samples from the same seed, whatever the number of threads. The seed comes from the CPU's
+    generator and is copied without waiting, so torch.manual_seed gives the same samples on both. While a CUDA graph is
+    captured or under torch.compile it is drawn on the device instead, so that every replay draws new samples.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, device or range; the message names it.
@@ -105,7 +107,7 @@ def sample_iou_balanced(
         index,
         iou,
         state,
-        _draw_seed(index.device, generator),
+        _draw_seed(index.device, generator) if seed is None else _check_seed(seed, index, generator),
         num_samples,
         int(num_samples * positive_fraction + 1e-6),  # 0.29 * 100 is 28.999999999999996
         num_bins,
@@ -149,6 +151,15 @@ def _check_interval(interval: object) -> tuple[float, float]:
     if not low < high:
         raise ValueError(f"interval: expected low < high, got {interval!r}")
     return low, high
+
+
+def _check_seed(seed: Tensor, index: Tensor, generator: torch.Generator | None) -> Tensor:
+    if generator is not None:
+        raise ValueError("generator: expected none beside a seed, got one")
+    _checks.check_dtype("seed", seed, torch.int64)
+    _checks.check_shape("seed", seed, (1,), "one number for all images")
+    _checks.check_same_device("seed", seed, index, "matches.index")
+    return seed
 
 
 def _draw_seed(device: torch.device, generator: torch.Generator | None) -> Tensor:

@@ -62,9 +62,10 @@ def plan_batches(
     """The batches of an epoch, each of images from one bucket as far as possible.
 
     Images are dealt to their buckets in the order given, and a bucket that has enough for a batch is emptied into one.
-    What is left at the end goes, neighbouring shapes together, into mixed batches; they are padded to the smallest
-    bucket that holds all of their images or, with landscape and portrait in one, to the largest height and width of
-    all buckets, so that there is one size more than buckets at most. The last batch may not be full.
+    What is left at the end goes, neighbouring shapes together, into mixed batches, the last of which may not be full.
+    They are padded to the smallest bucket that holds all of their images or, with landscape and portrait in one, to
+    the largest height and width of all buckets, so that there is one size more than buckets at most. They come first,
+    the largest before the others: memory that does not suffice shows at the first step and not at the epoch's end.
 
     Args:
         order: positions of images, each at most once.
@@ -82,13 +83,14 @@ def plan_batches(
             waiting[number] = []
     rest = [index for group in waiting for index in group]
     everything = (max(height for height, _ in buckets), max(width for _, width in buckets))
+    mixed = []
     for start in range(0, len(rest), batch_size):
         index = rest[start : start + batch_size]
         needed = (max(buckets[bucket_of[i]][0] for i in index), max(buckets[bucket_of[i]][1] for i in index))
         roomy = [bucket for bucket in buckets if _union(bucket, needed) == bucket]
         size = min(roomy, key=lambda bucket: bucket[0] * bucket[1], default=everything)
-        batches.append(PlannedBatch(index, size))
-    return batches
+        mixed.append(PlannedBatch(index, size))
+    return sorted(mixed, key=lambda batch: -len(batch.index) * batch.size[0] * batch.size[1]) + batches
 
 
 def _is_portrait(size: Size) -> bool:

@@ -87,7 +87,12 @@ class DetectionModel(nn.Module, ABC):
 
     @abstractmethod
     def losses_from_features(
-        self, features: list[Tensor], sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+        self,
+        features: list[Tensor],
+        sizes: Tensor,
+        targets: Targets,
+        proposals: Proposals | None = None,
+        seeds: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The losses of `losses`, from the maps.
 
@@ -96,6 +101,7 @@ class DetectionModel(nn.Module, ABC):
             sizes: [B, 2] float32 (height, width) of the images without padding.
             targets: with any number of slots, also none.
             proposals: computed before; only Fast R-CNN uses them.
+            seeds: [2] int64 on the device, of what the first and the second stage draw; None: drawn here.
         """
 
     @abstractmethod

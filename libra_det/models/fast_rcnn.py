@@ -26,9 +26,15 @@ class FastRCNN(DetectionModel):
         self.roi_head = RoIHead(config, num_classes)
 
     def losses_from_features(
-        self, features: list[Tensor], sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+        self,
+        features: list[Tensor],
+        sizes: Tensor,
+        targets: Targets,
+        proposals: Proposals | None = None,
+        seeds: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        return self.roi_head.losses(features, _given(proposals), at_least_one_slot(targets))
+        seed = None if seeds is None else seeds[1:]
+        return self.roi_head.losses(features, _given(proposals), at_least_one_slot(targets), seed)
 
     def detect_from_features(
         self, features: list[Tensor], sizes: Tensor, original_sizes: Tensor, proposals: Proposals | None = None

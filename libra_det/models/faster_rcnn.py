@@ -30,16 +30,22 @@ class FasterRCNN(DetectionModel):
         return self._propose_for_testing(features, batch.sizes, limit)
 
     def losses_from_features(
-        self, features: list[Tensor], sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+        self,
+        features: list[Tensor],
+        sizes: Tensor,
+        targets: Targets,
+        proposals: Proposals | None = None,
+        seeds: Tensor | None = None,
     ) -> dict[str, Tensor]:
         targets = at_least_one_slot(targets)
         predictions = self.rpn_head(features)
-        losses = self.rpn_head.losses(predictions, sizes, targets)
+        first, second = (None, None) if seeds is None else seeds.split(1)
+        losses = self.rpn_head.losses(predictions, sizes, targets, first)
         config = self.config
         found = self.rpn_head.propose(
             predictions, sizes, per_level=config.proposals_per_level, limit=config.proposals_train
         )
-        return losses | self.roi_head.losses(features, found, targets)
+        return losses | self.roi_head.losses(features, found, targets, second)
 
     def detect_from_features(
         self, features: list[Tensor], sizes: Tensor, original_sizes: Tensor, proposals: Proposals | None = None

@@ -132,7 +132,12 @@ class RetinaNet(DetectionModel):
         self.bbox_head = RetinaHead(config, num_classes)
 
     def losses_from_features(
-        self, features: list[Tensor], sizes: Tensor, targets: Targets, proposals: Proposals | None = None
+        self,
+        features: list[Tensor],
+        sizes: Tensor,
+        targets: Targets,
+        proposals: Proposals | None = None,
+        seeds: Tensor | None = None,
     ) -> dict[str, Tensor]:
         return self.bbox_head.losses(self.bbox_head(features), sizes, at_least_one_slot(targets))
 

@@ -106,7 +106,7 @@ class RoIHead(nn.Module):
         )
         return torch.cat((targets.boxes, proposals.boxes), 1), joined
 
-    def sample(self, matches: libra_ops.Matches) -> libra_ops.Samples:
+    def sample(self, matches: libra_ops.Matches, seed: Tensor | None = None) -> libra_ops.Samples:
         """The regions that the loss sees, drawn as the config says."""
         config = self.config
         balanced = config.sampler == "iou_balanced"
@@ -118,18 +118,21 @@ class RoIHead(nn.Module):
             interval=(0.0, config.roi_negative_iou),
             positives=config.positive_sampler,
             bins=config.sampler_bins if balanced else "paper",
+            seed=seed,
         )
 
-    def losses(self, features: list[Tensor], proposals: Proposals, targets: Targets) -> dict[str, Tensor]:
+    def losses(
+        self, features: list[Tensor], proposals: Proposals, targets: Targets, seed: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses "roi_class" and "roi_box" over sampled regions, scalar float32.
 
         Both are sums over the batch's sampled regions, positive and negative, divided by their number. Targets have at
-        least one slot (G >= 1).
+        least one slot (G >= 1). seed: [1] int64, of the sampled regions; None: drawn here.
         """
         config = self.config
         with torch.no_grad():
             candidates, matches = self.match(proposals, targets)
-            samples = self.sample(matches)
+            samples = self.sample(matches, seed)
             boxes = torch.take_along_dim(candidates, samples.index[..., None], 1)  # [B, S, 4]
             target_index = torch.take_along_dim(matches.index, samples.index, 1)  # [B, S]
             labels = torch.take_along_dim(targets.labels, target_index, 1)

@@ -70,10 +70,13 @@ class RPNHead(nn.Module):
             valid,
         )
 
-    def losses(self, predictions: AnchorPredictions, sizes: Tensor, targets: Targets) -> dict[str, Tensor]:
+    def losses(
+        self, predictions: AnchorPredictions, sizes: Tensor, targets: Targets, seed: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Weighted losses "rpn_class" and "rpn_box" over sampled anchors, scalar float32.
 
         Both are sums over the batch's sampled anchors divided by their number. Targets have at least one slot (G >= 1).
+        seed: [1] int64, of the sampled anchors; None: drawn here.
         """
         config = self.config
         with torch.no_grad():
@@ -96,6 +99,7 @@ class RPNHead(nn.Module):
                 interval=(0.0, config.rpn_negative_iou),
                 max_negatives_per_positive=config.rpn_max_negatives_per_positive,
                 positives="random",
+                seed=seed,
             )
             # Positives fill the first slots, so the boxes' part needs no others.
             num_positives = int(config.rpn_samples * config.rpn_positive_fraction + 1e-6)

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from libra_det.average import WeightAverage
 
@@ -37,3 +39,28 @@ def test_average_does_not_change_the_trained_model():
 def test_impossible_decay(decay):
     with pytest.raises(ValueError, match="ema_decay"):
         WeightAverage(nn.Linear(1, 1), decay)
+
+
+def test_following_a_model_copies_nothing_from_the_cpu():
+    """The device is played by "meta": a copy to it from the CPU would make the host wait for a GPU."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)).to("meta")
+    average = WeightAverage(model, 0.9)
+    with Copies() as copies:
+        for _ in range(3):
+            average.update_parameters(model)
+    assert copies.devices and copies.devices == {"meta"}
+
+
+class Copies(TorchDispatchMode):
+    """The devices of all tensors that operations with a tensor of "meta" are given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.devices: set[str] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        found = {x.device.type for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)}
+        if "meta" in found:
+            self.devices |= found
+        return result

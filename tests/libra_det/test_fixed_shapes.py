@@ -58,7 +58,7 @@ def test_a_value_that_is_asked_for_is_found():
     with FakeTensorMode():
         model = build_model(config_of("shapes"), 80)
         find = model.roi_head.sample
-        model.roi_head.sample = lambda matches: find(matches) if bool((matches.state == 1).any()) else None
+        model.roi_head.sample = lambda matches, seed: find(matches, seed) if bool((matches.state == 1).any()) else None
         with pytest.raises(Exception, match=r"data-dependent|_local_scalar_dense"):
             LossFunction(model, False)(*inputs())
 

@@ -39,7 +39,7 @@ class Recorder:
                     work()
 
         @contextmanager
-        def capture(graph, pool, stream):
+        def capture(graph, pool, stream, capture_error_mode):
             recorder.tape = graph.tape = []
             yield
             recorder.tape = None
@@ -53,7 +53,7 @@ class Recorder:
 
         for name, value in {
             "Stream": lambda device: Stream(),
-            "current_stream": Stream,
+            "current_stream": lambda device: Stream(),
             "graph_pool_handle": object,
             "CUDAGraph": Graph,
             "graph": capture,

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from libra_det.data import make_loader
-from libra_det.train import Trainer
-from libra_det.train_step import gradient_norms
+from libra_det.train import Trainer, resume
+from libra_det.train_step import StepInputs, gradient_norms
 
 
 def new_trainer(config, run) -> Trainer:
@@ -122,6 +122,74 @@ def test_compiled_steps_move_the_weights_as_eager_ones(tiny_config, tmp_path, mo
     assert any(change.abs().max() > 1e-4 for change in moved[True])
     for ours, expected in zip(moved[True], moved[False], strict=True):
         assert (ours - expected).norm() <= 1e-4 * expected.norm() + 1e-7
+
+
+def test_unequal_parts_count_by_their_images(tiny_config, tmp_path):
+    """Three images in two parts: the loss is the mean over images."""
+    trainer = new_trainer(tiny_config(**full_rate(accumulate=2)), tmp_path / "run")
+    trainer.take_step._losses.forward = lambda part, measure: (
+        {"red": part.images.float().mean() + 0 * next(trainer.model.parameters()).sum()},
+        None,
+    )
+    trainer.take_step._shared_losses = trainer.take_step._losses
+    whole = next(iter(make_loader(trainer.dataset)))
+    three = replace(
+        whole,
+        images=torch.tensor([30, 60, 120], dtype=torch.uint8).reshape(3, 1, 1, 1).expand(3, 3, 32, 32).clone(),
+        sizes=whole.sizes[[0, 0, 0]],
+        targets=type(whole.targets)(*(tensor[[0, 0, 0]] for tensor in whole.targets)),
+    )
+    assert trainer.take_step(three, learning_rate=0.1).values[0].item() == pytest.approx(70.0)
+
+
+def test_sizes_beyond_what_is_compiled_run_without(tiny_config, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    monkeypatch.setattr("libra_det.train_step.MOST_PROGRAMS", 2)
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    torch._dynamo.reset()
+    config = tiny_config(compile=True)
+    trainer = new_trainer(replace(config, model=replace(config.model, norm="group_norm")), tmp_path / "run")
+    batch = next(iter(make_loader(trainer.dataset)))
+    for width in (64, 96, 128, 160, 64):
+        images = torch.zeros(2, 3, 64, width, dtype=torch.uint8)
+        values = trainer.take_step(replace(batch, images=images), learning_rate=0.0).values
+        assert values.isfinite().all()
+    assert capsys.readouterr().err.count("--compile: there are 2 programs") == 1
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_resumed_run_may_lie_otherwise_in_memory(tiny_config, tmp_path, before):
+    """The momentum of a checkpoint goes to the weights that it belongs to, channels-last or not."""
+    trainer = new_trainer(tiny_config(epochs=1, channels_last=before, ema_decay=0.0), tmp_path / "run")
+    trainer.train()
+    changed = []
+    for channels_last in (False, True):
+        config = tiny_config(epochs=2, channels_last=channels_last, ema_decay=0.0)
+        again = resume(trainer.run, torch.device("cpu"), config)
+        start = [parameter.detach().clone() for parameter in again.take_step.parameters]
+        for parameter in again.take_step.parameters:  # a step of momentum alone
+            parameter.grad = torch.zeros_like(parameter)
+        again.optimizer.step()
+        pairs = zip(again.take_step.parameters, start, strict=True)
+        changed.append([(new - old).detach().contiguous() for new, old in pairs])
+    assert any(change.abs().max() > 0 for change in changed[0])
+    assert all(torch.equal(one, other) for one, other in zip(*changed, strict=True))
+
+
+def test_a_step_s_samples_follow_from_its_seed(tiny_config, tmp_path):
+    """However the step runs, its seeds come from the CPU's generator and go in with the batch, one pair a part."""
+    trainer = new_trainer(tiny_config(), tmp_path / "run")
+    batch = next(iter(make_loader(trainer.dataset)))
+    torch.manual_seed(5)
+    one, two = StepInputs.of(batch), StepInputs.of(batch, 4)
+    torch.manual_seed(5)
+    assert torch.equal(one.seeds, StepInputs.of(batch).seeds) and one.seeds.shape == (1, 2)
+    assert two.seeds.shape == (2, 2) and len({*one.seeds.flatten().tolist(), *two.seeds.flatten().tolist()}) == 6
+    assert [part.images.shape[0] for part in two.split()] == [1, 1]
+    state = torch.get_rng_state()
+    losses = [trainer.take_step._losses(one, False)[0] for _ in range(2)]
+    assert torch.equal(state, torch.get_rng_state())
+    assert losses[0] == losses[1]
 
 
 def test_parts_that_do_not_divide_the_batch_are_refused(tiny_config):

@@ -371,3 +371,27 @@ def test_errors_name_the_argument(changes, error, words):
     arguments = {"matches": matches, "num_samples": 8, "positive_fraction": 0.25, **changes}
     with pytest.raises(error, match=words):
         sample_iou_balanced(**arguments)
+
+
+def test_a_seed_that_is_given_is_the_one_that_would_be_drawn():
+    generator = torch.Generator().manual_seed(2)
+    iou = torch.rand(2, 60, generator=generator)
+    state = (iou > 0.6).to(torch.int8)
+    matches = (torch.zeros(2, 60, dtype=torch.int64), iou, state)
+    options = {"num_samples": 16, "positive_fraction": 0.25}
+    torch.manual_seed(4)
+    drawn = sample_iou_balanced(matches, **options)
+    torch.manual_seed(4)
+    seed = torch.randint(-(2**63), 2**63 - 1, (1,))
+    before = torch.get_rng_state()
+    assert all(map(torch.equal, sample_iou_balanced(matches, seed=seed, **options), drawn))
+    assert torch.equal(before, torch.get_rng_state())
+    for bad, error, message in [
+        (seed.int(), TypeError, "seed: expected dtype int64"),
+        (seed[0], ValueError, r"seed: expected shape \[1\]"),
+        (3, TypeError, "seed: expected a torch.Tensor"),
+    ]:
+        with pytest.raises(error, match=message):
+            sample_iou_balanced(matches, seed=bad, **options)
+    with pytest.raises(ValueError, match="generator: expected none beside a seed"):
+        sample_iou_balanced(matches, seed=seed, generator=generator, **options)

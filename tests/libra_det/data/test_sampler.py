@@ -44,11 +44,11 @@ def test_batches_are_of_one_bucket_and_the_rest_is_mixed():
     bucket_of = [1, 2, 1, 0, 1, 2, 0, 2, 1, 1]
     batches = plan_batches(range(10), bucket_of, buckets, 2)
     assert batches == [
+        PlannedBatch([9, 7], (1088, 1344)),  # landscape and portrait: room for all
         PlannedBatch([0, 2], LANDSCAPE),
         PlannedBatch([1, 5], PORTRAIT),
         PlannedBatch([3, 6], WIDE),
         PlannedBatch([4, 8], LANDSCAPE),
-        PlannedBatch([9, 7], (1088, 1344)),  # landscape and portrait: room for all
     ]
     assert plan_batches([0, 3, 4], bucket_of, buckets, 3) == [PlannedBatch([3, 0, 4], WIDE)]  # that has room for both
     assert plan_batches([], bucket_of, buckets, 2) == []

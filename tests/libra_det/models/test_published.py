@@ -123,7 +123,7 @@ def _assert_same_step(model: FasterRCNN, losses: dict[str, Tensor], wanted: dict
         elif name != "neck.1.refine.phi.conv.bias":  # mathematically without gradient
             assert norm == pytest.approx(norms[name], rel=3e-3 if name.startswith("backbone") else 3e-4), name
     total = math.sqrt(sum(norm**2 for norm in gradients.values() if norm is not None))
-    assert total == pytest.approx(wanted["grads"]["total_norm"], rel=1e-5)
+    assert total == pytest.approx(wanted["grads"]["total_norm"], rel=1e-4)
 
 
 def _golden_targets(case: dict[str, Any]) -> Targets:
@@ -168,7 +168,7 @@ def test_losses_and_gradients_of_recorded_samples(golden, model, images, monkeyp
     proposals = Proposals(boxes, torch.ones(boxes.shape[:2]), torch.ones(boxes.shape[:2], dtype=torch.bool))
     monkeypatch.setattr(model.rpn_head, "propose", lambda *_, **__: proposals)
     seen = []
-    monkeypatch.setattr(model.roi_head, "sample", lambda matches: seen.append(matches) or regions)
+    monkeypatch.setattr(model.roi_head, "sample", lambda matches, seed: seen.append(matches) or regions)
     with _training(model):
         losses = model.losses_from_features(model.features(images), SIZES, _golden_targets(case))
         _assert_same_step(model, losses, wanted)
