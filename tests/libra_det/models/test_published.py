@@ -181,10 +181,14 @@ def test_losses_and_gradients_of_recorded_samples(golden, model, images, monkeyp
 
 @contextlib.contextmanager
 def _training(model: FasterRCNN) -> Iterator[None]:
+    """With the number of threads that the reference had."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     model.train()
     try:
         yield
     finally:
+        torch.set_num_threads(threads)
         model.zero_grad()
         model.eval()
 
