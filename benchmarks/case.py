@@ -66,6 +66,7 @@ class Side:
     not_run: why it is left out, if it is.
     breakdown: where its time goes is measured too, see `benchmarks.breakdown`.
     release: called when the case is over, to give up what the side keeps.
+    peak: its peak memory can be measured; not that of a CUDA graph, which had it when it was captured.
     """
 
     call: Callable[..., Any]
@@ -78,6 +79,7 @@ class Side:
     not_run: str = ""
     breakdown: bool = False
     release: Callable[[], None] | None = None
+    peak: bool = True
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def run_case(case: Case, plan: Plan, clock: Clock, say: Callable[[str], None] = 
             found["hidden"] = found["enqueue"] <= clock.spin
         if sides[name].note:
             found["note"] = sides[name].note
-        if case.memory and name != COPY and _memory_wanted(name, case, plan):
+        if case.memory and sides[name].peak and name != COPY and _memory_wanted(name, case, plan):
             say(f"memory of {name}")
             found |= _peak(case, name, contestant, plan)
         if sides[name].breakdown:

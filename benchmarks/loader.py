@@ -28,7 +28,9 @@ batches; nothing is cached. Photos of 640 x 480 pixels (BCCD where `LIBRA_DATA` 
 *decode_jpeg on the GPU*: torchvision's decoder (nvJPEG) of the same files, and the resizing there, in this process;
 measured only, our loader does not use it."""
 GPU_DECODE = "decode_jpeg on the GPU"
-SMALL_SIZE, COCO_SIZE = (240, 320), (800, 1333)  # shorter and longer side at most
+# Shorter and longer side at most. Photos of 640 x 480 have then as many pixels as the training step's images, which for
+# COCO are 800 x 1344.
+SMALL_SIZE, COCO_SIZE = (240, 320), (898, 1344)
 
 
 def case_name(size: tuple[int, int], workers: int) -> str:
@@ -131,7 +133,7 @@ def _of(plan: Plan, name: str, workers: int, images: int, sides: dict[str, Side]
         whole=True,
         fewest=1 if plan.sizes == "tiny" else 3,
         images=images,
-        extra={"plot": plot},
+        extra={"plot": plot, "source": photos.source()},
     )
 
 

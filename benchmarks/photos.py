@@ -22,6 +22,7 @@ from libra_det.data.shapes import draw_image
 from libra_det.structures import Batch, Targets
 
 SLOTS = 32  # a BCCD photo has at most 30 objects
+BCCD = "photos of BCCD"
 PHOTOS = 64  # of the data set that batches are drawn from
 
 
@@ -32,7 +33,7 @@ def folder() -> Path | None:
 
 
 def source() -> str:
-    return "photos of BCCD" if folder() else "drawn shapes"
+    return BCCD if folder() else "drawn shapes"
 
 
 @functools.cache

@@ -79,7 +79,15 @@ class Detector:
     def side(self, **more: Any) -> Side:
         comparable = not self.ours and self.norm is FrozenStatisticsBatchNorm
         agrees = same_work if comparable else None
-        return Side(self, prepare=self.prepare, agrees=agrees, release=self.release, compiled=self.compile, **more)
+        return Side(
+            self,
+            prepare=self.prepare,
+            agrees=agrees,
+            release=self.release,
+            compiled=self.compile,
+            peak=not self.cuda_graph,
+            **more,
+        )
 
     def _build(self, arguments: tuple) -> None:
         generator = torch.Generator().manual_seed(0)

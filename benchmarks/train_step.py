@@ -83,10 +83,10 @@ def _on_gpu(plan: Plan, setting: Setting) -> Case:
         OURS: side(True, breakdown=True),
         GRAPH: side(True, cuda_graph=True),
         TORCHVISION: side(False, breakdown=True),
+        OWN_NORM: side(False, norm=FrozenBatchNorm2d),
     }
     if plan.sizes == "full":
         sides[PLAIN] = side(True, changes={"pyramid": "none"})
-        sides[OWN_NORM] = side(False, norm=FrozenBatchNorm2d)
     return _case(setting, True, sides, goal=True, fewest=6)
 
 

@@ -1,5 +1,6 @@
 """Steps as CUDA graphs: what is captured when, and on a GPU the same losses as without, and no wait for the device."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import NamedTuple
@@ -102,6 +103,17 @@ def trainer_on_gpu(tiny_config, run, detector: str, **changes) -> Trainer:
     return Trainer(replace(config, model=model), run, torch.device("cuda:0"))
 
 
+@pytest.mark.cuda
+def test_a_capture_does_not_mind_a_loader_at_work(tiny_config, tmp_path):
+    """Whose thread pins the memory of the next batches meanwhile."""
+    config = tiny_config(cuda_graph=True, epochs=6, log_gradient_share_every=0)
+    run = tmp_path / "run"
+    run.mkdir()
+    trainer = Trainer(replace(config, data=replace(config.data, workers=2)), run, torch.device("cuda:0"))
+    trainer.train()
+    assert len(trainer.take_step._graphs._graphs) == 1
+
+
 def losses_of(trainer: Trainer, batches, steps: int) -> list[list[float]]:
     values = []
     for step in range(steps):
@@ -114,15 +126,16 @@ def losses_of(trainer: Trainer, batches, steps: int) -> list[list[float]]:
 @pytest.mark.parametrize("detector", ["faster_rcnn", "retinanet"])
 @pytest.mark.parametrize("changes", [{}, {"amp": True, "channels_last": True, "accumulate": 2}], ids=["plain", "all"])
 def test_no_step_waits_for_the_gpu(tiny_config, tmp_path, detector, changes):
+    """The whole of it: upload, learning rate, samples, losses, optimizer, moving average and the numbers' way back."""
     trainer = trainer_on_gpu(tiny_config, tmp_path / "run", detector, **changes)
-    batch = next(iter(make_loader(trainer.dataset))).to("cuda:0")
-    trainer.take_step(batch, learning_rate=0.01)
+    batch = next(iter(make_loader(trainer.dataset, device="cuda:0")))
+    trainer._train_step(batch.to("cuda:0"))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(2):
-            trainer.take_step(batch, learning_rate=0.01)
+        steps = [trainer._train_step(batch.to("cuda:0")) for _ in range(2)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    assert all(math.isfinite(value) for step in steps for value in step.read().losses.values())
 
 
 @pytest.mark.cuda
