@@ -86,6 +86,16 @@ def test_dtypes(emulate, channels_last, dtype):
     check(emulate("multiscale_roi_align"), maps, boxes, None, channels_last, 2, 0)
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5])
+@pytest.mark.parametrize("size", [3, 64])
+def test_inverted_boxes(emulate, ratio, size):
+    """Their points fall: the lists of feature cells hold each cell once all the same, and have room for no more."""
+    maps, boxes, valid = scene(3, 4, False, torch.float32)
+    boxes[:, 1] = torch.tensor([[50.3, 40.1, 3.2, 5.7], [66.9, 1.3, 2.4, 45.6]])  # both axes; x alone
+    boxes[:, 2] = torch.tensor([[4.1, 49.5, 60.2, 0.3], [300.0, 300.0, -200.0, -200.0]])  # y alone; beyond the map
+    check(emulate("multiscale_roi_align"), maps, boxes, valid, False, size, ratio)
+
+
 def test_boxes_whose_lists_have_no_room(emulate):
     """So long, or with so many points, that the points are visited one by one."""
     maps, boxes, _ = scene(3, 3, False, torch.float32, ((2, 300), (1, 150)))
