@@ -154,6 +154,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
 #pragma unroll
           for (int r = 0; r < kRoiTile; ++r) {
             const T weight = shared.rows[cell_row][r];
+            if (weight == T(0)) continue;  // of a cell not read, which gets no NaN either
 #pragma unroll
             for (int e = 0; e < kRoiEach; ++e) sum[e][r] = roi_fma(weight, across_columns[e], sum[e][r]);
           }

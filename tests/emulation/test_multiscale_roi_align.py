@@ -110,6 +110,22 @@ def test_more_boxes_than_a_list_has_at_a_time():
     check(load(FOLDER / "multiscale_roi_align_driver.cpp", "random"), maps, boxes, valid, False, 2, 0)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_stays_in_the_cells_that_were_read(emulate, channels_last, spoiled):
+    maps, boxes, _ = scene(3, 2, channels_last, torch.float32)
+    boxes[:, 0] = torch.tensor([8.3, 9.1, 37.9, 33.7])  # on map 0: rows 2 to 8 of 13, columns 2 to 9 of 18
+    boxes[:, 1] = torch.tensor([3.3, 1.7, 66.1, 47.3])  # on map 1
+    leaves = [x.detach().requires_grad_() for x in maps]
+    pooled = multiscale_roi_align(leaves, boxes, output_size=3, sampling_ratio=2, **OPTIONS)
+    gradient = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    gradient[0, 0, 1, 1, 1] = gradient[1, 1, 0, 2, 0] = spoiled
+    grads = backward(emulate("multiscale_roi_align"), gradient, maps, boxes, None, channels_last, 2)
+    for got, wanted in zip(grads, torch.autograd.grad(pooled, leaves, gradient), strict=True):
+        assert 0 < (~got.isfinite()).sum() <= 16
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
+
+
 def test_gradients_are_the_same_in_every_order():
     maps, boxes, valid = scene(4, 6, True, torch.float32)
     gradient = torch.randn(2, 6, 4, 3, 3, generator=torch.Generator().manual_seed(2))
