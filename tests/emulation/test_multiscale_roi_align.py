@@ -47,15 +47,21 @@ def forward(kernels: Kernels, maps, boxes, valid, channels_last: bool, size: int
     return pooled
 
 
-def backward(kernels: Kernels, gradient, maps, boxes, valid, channels_last: bool, ratio: int) -> list[Tensor]:
+def backward(
+    kernels: Kernels, gradient, maps, boxes, valid, channels_last: bool, ratio: int, wanted=(True, True)
+) -> list[Tensor]:
+    """The gradients of the maps that are wanted."""
     (batch, channels), slots, size = maps[0].shape[:2], boxes.shape[1], gradient.shape[-1]
-    grads = [empty(*in_memory(x, channels_last).shape, dtype=x.dtype) for x in maps]
+    grads = [
+        empty(*in_memory(x, channels_last).shape, dtype=x.dtype) if want else None
+        for x, want in zip(maps, wanted, strict=True)
+    ]
     kernels.run(
         f"run_backward_{NAMES[gradient.dtype]}",
-        *(gradient, layout(maps, channels_last), boxes, valid, *map(out, grads)),
+        *(gradient, layout(maps, channels_last), boxes, valid, *(x if x is None else out(x) for x in grads)),
         *(batch, slots, channels, size, ratio),
     )
-    return [x.permute(0, 3, 1, 2) if channels_last else x for x in grads]
+    return [x.permute(0, 3, 1, 2) if channels_last else x for x in grads if x is not None]
 
 
 def check(kernels: Kernels, maps, boxes, valid, channels_last: bool, size: int, ratio: int) -> None:
@@ -108,6 +114,16 @@ def test_more_boxes_than_a_list_has_at_a_time():
     maps, boxes, valid = scene(1, 300, False, torch.float32, ((3, 4), (2, 2)))
     boxes[..., :] = boxes / 4
     check(load(FOLDER / "multiscale_roi_align_driver.cpp", "random"), maps, boxes, valid, False, 2, 0)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_only_some_gradients_are_wanted(emulate, wanted):
+    maps, boxes, valid = scene(3, 4, False, torch.float32)
+    gradient, kernels = torch.randn(2, 4, 3, 3, 3), emulate("multiscale_roi_align")
+    both = backward(kernels, gradient, maps, boxes, valid, False, 2)
+    some = backward(kernels, gradient, maps, boxes, valid, False, 2, wanted)
+    expected = [x for x, want in zip(both, wanted, strict=True) if want]
+    assert len(some) == len(expected) and all(map(torch.equal, some, expected))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
