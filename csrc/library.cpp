@@ -63,9 +63,11 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
   m.def(
       "multiscale_roi_align(Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, int output_size, "
       "int sampling_ratio, float finest_scale) -> Tensor");
+  // A gradient for each map that is wanted.
   m.def(
-      "multiscale_roi_align_backward(Tensor grad, Tensor[] features, Tensor boxes, Tensor? valid, float[] strides, "
-      "int output_size, int sampling_ratio, float finest_scale) -> Tensor[]");
+      "multiscale_roi_align_backward(Tensor grad, Tensor boxes, Tensor? valid, SymInt[] heights, SymInt[] widths, "
+      "bool[] channels_last, bool[] wanted, float[] strides, int output_size, int sampling_ratio, float finest_scale) "
+      "-> Tensor[]");
 
   // The gradients are those of the reduced loss; empty unless with_gradient and with_target_gradient.
   m.def(

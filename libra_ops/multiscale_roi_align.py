@@ -47,8 +47,9 @@ def multiscale_roi_align(
     Returns:
         [B, S, C, P, P], contiguous, of the features' dtype; sums are in float32, or float64 for features of float64.
         Differentiable once with respect to the features, in reverse mode only; their gradients lie in memory as they
-        do, are deterministic and do not depend on the number of threads. The transforms of torch.func are not
-        supported. Autocast changes nothing: the features' dtype decides.
+        do, are deterministic and do not depend on the number of threads. Of the arguments only boxes and valid are kept
+        for the backward pass, so the features may be changed in place; it makes the gradients of those maps alone that
+        need one. The transforms of torch.func are not supported. Autocast changes nothing: the features' dtype decides.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device; the message names it.
@@ -132,14 +133,33 @@ def _(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale
 
 
 @torch.library.register_fake("libra_ops::multiscale_roi_align_backward")
-def _(grad, features, boxes, valid, strides, output_size, sampling_ratio, finest_scale):
-    return [torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=_memory_format(x)) for x in features]
+def _(grad, boxes, valid, heights, widths, channels_last, wanted, *options):
+    return [
+        torch.empty(
+            (grad.shape[0], grad.shape[2], height, width),
+            dtype=grad.dtype,
+            device=grad.device,
+            memory_format=torch.channels_last if last else torch.contiguous_format,
+        )
+        for height, width, last, want in zip(heights, widths, channels_last, wanted, strict=True)
+        if want
+    ]
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
-    if not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format
+def _is_channels_last(x: Tensor) -> bool:
+    return not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _setup_context(ctx, inputs, output):
+    features, boxes, valid, *ctx.options = inputs
+    ctx.layouts = [x.shape[2] for x in features], [x.shape[3] for x in features], list(map(_is_channels_last, features))
+    ctx.save_for_backward(boxes, valid)
+
+
+def _gradients(ctx, grad: Tensor, wanted: list[bool]) -> list[Tensor | None]:
+    boxes, valid = ctx.saved_tensors
+    found = iter(_op_backward(grad, boxes, valid, *ctx.layouts, wanted, *ctx.options))
+    return [next(found) if want else None for want in wanted]
 
 
 class _MultiscaleRoIAlign(torch.autograd.Function):
@@ -147,28 +167,21 @@ class _MultiscaleRoIAlign(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, boxes, valid, options, *features):
-        ctx.options = options
-        ctx.save_for_backward(boxes, valid, *features)
+        _setup_context(ctx, (features, boxes, valid, *options), None)
         with _eager.below_autograd():
             return _op(features, boxes, valid, *options)
 
     @staticmethod
     def backward(ctx, grad):
-        boxes, valid, *features = ctx.saved_tensors
+        wanted = list(ctx.needs_input_grad[3:])
         if torch.is_grad_enabled():  # create_graph=True: a second derivative is to find its error
-            return None, None, None, *_op_backward(grad, features, boxes, valid, *ctx.options)
+            return None, None, None, *_gradients(ctx, grad, wanted)
         with _eager.below_autograd():
-            return None, None, None, *_op_backward(grad, features, boxes, valid, *ctx.options)
-
-
-def _setup_context(ctx, inputs, output):
-    features, boxes, valid, *ctx.options = inputs
-    ctx.save_for_backward(boxes, valid, *features)
+            return None, None, None, *_gradients(ctx, grad, wanted)
 
 
 def _backward(ctx, grad):
-    boxes, valid, *features = ctx.saved_tensors
-    return _op_backward(grad, features, boxes, valid, *ctx.options), *(None,) * 6
+    return _gradients(ctx, grad, list(ctx.needs_input_grad[0])), *(None,) * 6
 
 
 def _second_backward(ctx, grads):

@@ -1,5 +1,6 @@
 """Fixtures for all tests: where the real photos and the goldens of the reference implementation are."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def libra_data() -> Path:
 def libra_goldens() -> Path:
     """Folder of inputs and outputs of the reference implementation: $LIBRA_GOLDENS, or ../shared/goldens."""
     return _folder("LIBRA_GOLDENS", ROOT.parent / "shared" / "goldens")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_compile_cache() -> None:
+    """torch.compile's cache on disk knows an op by its name: keeps programs made with other schemas or rules apart."""
+    sources = [*sorted(ROOT.glob("libra_ops/*.py")), ROOT / "csrc" / "library.cpp"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    torch.compiler.config.cache_key_tag = f"libra_ops {digest}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -154,6 +154,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
 #pragma unroll
           for (int r = 0; r < kRoiTile; ++r) {
             const T weight = shared.rows[cell_row][r];
+            if (weight == T(0)) continue;  // of a cell not read, which gets no NaN either
 #pragma unroll
             for (int e = 0; e < kRoiEach; ++e) sum[e][r] = roi_fma(weight, across_columns[e], sum[e][r]);
           }
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(kRoiThreads, kRoiBlocks<T>)
   }
 }
 
-// gradient [batch, slots, channels, P, P] -> grads, written completely.
+// gradient [batch, slots, channels, P, P] -> grads, written completely; null data where one is not wanted.
 template <class S>
 cudaError_t launch_multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S>::type* boxes,
                                                  const uint8_t* valid, const RoiMaps<S>& grads, int64_t batch,
@@ -188,10 +189,13 @@ cudaError_t launch_multiscale_roi_align_backward(const S* gradient, const typena
   bool channels_last = true;
   for (int level = 0; level < rules.levels; ++level) {
     const RoiMap<S>& map = grads.level[level];
+    tiles.begin[level + 1] = tiles.begin[level];
+    if (!map.data) continue;
     const int64_t across = (map.width + kRoiTile - 1) / kRoiTile, down = (map.height + kRoiTile - 1) / kRoiTile;
-    tiles.begin[level + 1] = tiles.begin[level] + batch * across * down;
+    tiles.begin[level + 1] += batch * across * down;
     channels_last = channels_last && map.channel_stride == 1;
   }
+  if (tiles.begin[rules.levels] == 0) return cudaSuccess;
   const dim3 grid(static_cast<unsigned>(tiles.begin[rules.levels]),
                   static_cast<unsigned>((channels + kRoiChunk - 1) / kRoiChunk));
   const auto kernel =

@@ -26,8 +26,7 @@ void with_stored_type(ScalarType dtype, const F& f) {
 Tensor multiscale_roi_align_cpu(std::vector<Tensor> features, Tensor boxes, std::optional<Tensor> valid,
                                 std::vector<double> strides, int64_t output_size, int64_t sampling_ratio,
                                 double finest_scale) {
-  auto a = RoiAlignArguments::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
-  a.make_readable();
+  const auto a = RoiAlignForward::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
   Tensor pooled = a.make_pooled();
   with_stored_type(pooled.scalar_type(), [&](auto stored) {
     using S = decltype(stored);
@@ -37,20 +36,19 @@ Tensor multiscale_roi_align_cpu(std::vector<Tensor> features, Tensor boxes, std:
   return pooled;
 }
 
-std::vector<Tensor> multiscale_roi_align_backward_cpu(Tensor grad, std::vector<Tensor> features, Tensor boxes,
-                                                      std::optional<Tensor> valid, std::vector<double> strides,
-                                                      int64_t output_size, int64_t sampling_ratio,
-                                                      double finest_scale) {
-  auto a = RoiAlignArguments::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
-  const Tensor gradient = a.check_gradient(grad);
-  std::vector<Tensor> gradients = a.make_gradients();
-  with_stored_type(gradient.scalar_type(), [&](auto stored) {
+std::vector<Tensor> multiscale_roi_align_backward_cpu(Tensor grad, Tensor boxes, std::optional<Tensor> valid,
+                                                      std::vector<int64_t> heights, std::vector<int64_t> widths,
+                                                      std::vector<bool> channels_last, std::vector<bool> wanted,
+                                                      std::vector<double> strides, int64_t output_size,
+                                                      int64_t sampling_ratio, double finest_scale) {
+  auto a = RoiAlignBackward::check(grad, boxes, valid, heights, widths, channels_last, wanted, strides, output_size,
+                                   sampling_ratio, finest_scale);
+  with_stored_type(grad.scalar_type(), [&](auto stored) {
     using S = decltype(stored);
-    multiscale_roi_align_backward<S>(read<S>(gradient), read<typename RoiNumber<S>::type>(a.boxes), a.valid_data(),
-                                     a.gradient_maps<S>(gradients), a.batch, a.slots, a.channels, a.rules,
-                                     torch_threads);
+    multiscale_roi_align_backward<S>(read<S>(a.gradient), read<typename RoiNumber<S>::type>(a.boxes), a.valid_data(),
+                                     a.maps<S>(), a.batch, a.slots, a.channels, a.rules, torch_threads);
   });
-  return gradients;
+  return a.gradients;
 }
 
 }  // namespace

@@ -163,6 +163,7 @@ void multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S
     RoiScratch<T> scratch;
     for (int64_t task = begin; task < end; ++task) {
       const int level = static_cast<int>(task % rules.levels);
+      if (!grads.level[level].data) continue;
       const int64_t image = task / rules.levels / blocks, channel = task / rules.levels % blocks * kRoiBlock;
       const int count = static_cast<int>(std::min<int64_t>(kRoiBlock, channels - channel));
       const RoiMap<S> map = block_of(grads.level[level], image, channel);

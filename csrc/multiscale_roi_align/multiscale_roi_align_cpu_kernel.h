@@ -16,7 +16,7 @@ void multiscale_roi_align(const RoiMaps<const S>& maps, const typename RoiNumber
                           S* pooled, int64_t batch, int64_t slots, int64_t channels, const RoiRules& rules,
                           ParallelFor threads);
 
-// gradient: d loss / d pooled; grads: of the maps, every element is written.
+// gradient: d loss / d pooled; grads: of the maps, every element is written; null data where one is not wanted.
 template <class S>
 void multiscale_roi_align_backward(const S* gradient, const typename RoiNumber<S>::type* boxes, const uint8_t* valid,
                                    const RoiMaps<S>& grads, int64_t batch, int64_t slots, int64_t channels,

@@ -23,19 +23,18 @@ cudaError_t with_stored_type(ScalarType dtype, const F& f) {
   }
 }
 
-void check_grid(const RoiAlignArguments& a) {
+void check_grid(const RoiAlignArguments& a, int64_t channels) {
   STD_TORCH_CHECK(a.batch * a.slots < (int64_t{1} << 31), "boxes: expected less than 2^31 of them");
-  STD_TORCH_CHECK(a.channels <= 65535 * kRoiChunk, "features: expected at most ", 65535 * kRoiChunk, " channels, got ",
-                  a.channels);
+  STD_TORCH_CHECK(channels <= 65535 * kRoiChunk, "features: expected at most ", 65535 * kRoiChunk, " channels, got ",
+                  channels);
 }
 
 Tensor multiscale_roi_align_cuda(std::vector<Tensor> features, Tensor boxes, std::optional<Tensor> valid,
                                  std::vector<double> strides, int64_t output_size, int64_t sampling_ratio,
                                  double finest_scale) {
   const torch::stable::accelerator::DeviceGuard guard(boxes.get_device_index());
-  auto a = RoiAlignArguments::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
-  check_grid(a);
-  a.make_readable();
+  const auto a = RoiAlignForward::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
+  check_grid(a, a.channels);
   Tensor pooled = a.make_pooled();
   const auto error = with_stored_type(pooled.scalar_type(), [&](auto stored) {
     using S = decltype(stored);
@@ -47,23 +46,23 @@ Tensor multiscale_roi_align_cuda(std::vector<Tensor> features, Tensor boxes, std
   return pooled;
 }
 
-std::vector<Tensor> multiscale_roi_align_backward_cuda(Tensor grad, std::vector<Tensor> features, Tensor boxes,
-                                                       std::optional<Tensor> valid, std::vector<double> strides,
-                                                       int64_t output_size, int64_t sampling_ratio,
-                                                       double finest_scale) {
+std::vector<Tensor> multiscale_roi_align_backward_cuda(Tensor grad, Tensor boxes, std::optional<Tensor> valid,
+                                                       std::vector<int64_t> heights, std::vector<int64_t> widths,
+                                                       std::vector<bool> channels_last, std::vector<bool> wanted,
+                                                       std::vector<double> strides, int64_t output_size,
+                                                       int64_t sampling_ratio, double finest_scale) {
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
-  auto a = RoiAlignArguments::check(features, boxes, valid, strides, output_size, sampling_ratio, finest_scale);
-  check_grid(a);
-  const Tensor gradient = a.check_gradient(grad);
-  std::vector<Tensor> gradients = a.make_gradients();
-  const auto error = with_stored_type(gradient.scalar_type(), [&](auto stored) {
+  auto a = RoiAlignBackward::check(grad, boxes, valid, heights, widths, channels_last, wanted, strides, output_size,
+                                   sampling_ratio, finest_scale);
+  check_grid(a, a.channels);
+  const auto error = with_stored_type(grad.scalar_type(), [&](auto stored) {
     using S = decltype(stored);
-    return launch_multiscale_roi_align_backward<S>(read<S>(gradient), read<typename RoiNumber<S>::type>(a.boxes),
-                                                   a.valid_data(), a.gradient_maps<S>(gradients), a.batch, a.slots,
-                                                   a.channels, a.rules, current_stream(gradient));
+    return launch_multiscale_roi_align_backward<S>(read<S>(a.gradient), read<typename RoiNumber<S>::type>(a.boxes),
+                                                   a.valid_data(), a.maps<S>(), a.batch, a.slots, a.channels, a.rules,
+                                                   current_stream(grad));
   });
   check_launch(error, "multiscale_roi_align_backward");
-  return gradients;
+  return a.gradients;
 }
 
 }  // namespace

@@ -50,14 +50,16 @@ __device__ __forceinline__ void roi_fill_list(RoiList<T>& list, const RoiAxis<T>
   const int begin = list.begin[cell];
   int end = begin;
   const RoiPoints points = roi_points(axis, cell, T(-1), static_cast<T>(axis.size));
-  for (int point = points.begin; point < points.end; ++point) {
+  for (int i = points.begin; i < points.end; ++i) {
+    // From low to high, also in an inverted box: the order that the merging below, and so the room, relies on.
+    const int point = axis.bin < T(0) ? points.begin + points.end - 1 - i : i;
     RoiTap<T> tap;
     if (!roi_tap(axis, cell, point, tap)) continue;
 #pragma unroll
     for (int side = 0; side < 2; ++side) {
       const int at = side ? tap.high : tap.low;
       const T weight = side ? tap.high_weight : tap.low_weight;
-      // The cells of neighbouring points are neighbours: one that is there already is among the last two.
+      // The cells of rising points rise: one that is there already is among the last two.
       if (end > begin && list.cell[end - 1] == at) {
         list.weight[end - 1] += weight;
       } else if (end > begin + 1 && list.cell[end - 2] == at) {

@@ -116,7 +116,9 @@ LIBRA_VECTOR_CLONES void integrate_plane(const Pyramid<const T>& levels, const P
     for (int l = 0; l < levels.count; ++l) {
       const Map<const T>& map = levels.levels[l];
       if (l < levels.refine) {
-        I* to = index ? index + l * map_size + (b * sizes.channels + c) * plane_size + i * sizes.width : nullptr;
+        I* to =
+            index ? index + l * map_size + (b * sizes.channels + c) * plane_size + static_cast<int64_t>(i) * sizes.width
+                  : nullptr;
         largest_of_row(map.at(b, c, 0, 0), map.row, map.width, axes[l].rows.windows[i], axes[l].columns.windows,
                        scratch, largest, to);
         for (int32_t j = 0; j < sizes.width; ++j) sum[j] += largest[j];
@@ -182,7 +184,8 @@ LIBRA_VECTOR_CLONES void integrate_backward_plane(const Map<const T>& gradient, 
   Number<T>* sums = scaled + plane_size;
   for (int32_t i = 0; i < sizes.height; ++i) {
     const T* values = gradient.at(b, c, i, 0);
-    for (int32_t j = 0; j < sizes.width; ++j) scaled[i * sizes.width + j] = to_number(values[j]) / divisor;
+    Number<T>* row = scaled + static_cast<int64_t>(i) * sizes.width;
+    for (int32_t j = 0; j < sizes.width; ++j) row[j] = to_number(values[j]) / divisor;
   }
   for (int l = 0; l < levels.count; ++l) {
     const Map<T>& map = levels.levels[l];
@@ -197,8 +200,9 @@ LIBRA_VECTOR_CLONES void integrate_backward_plane(const Map<const T>& gradient, 
     } else {
       for (int32_t i = 0; i < sizes.height; ++i) {
         Number<T>* row = sums + static_cast<int64_t>(axes[l].rows.nearest[i]) * map.width;
+        const Number<T>* from = scaled + static_cast<int64_t>(i) * sizes.width;
         const int32_t* columns = axes[l].columns.nearest.data();
-        for (int32_t j = 0; j < sizes.width; ++j) row[columns[j]] += scaled[i * sizes.width + j];
+        for (int32_t j = 0; j < sizes.width; ++j) row[columns[j]] += from[j];
       }
     }
     store_plane(map, b, c, sums);
@@ -214,7 +218,7 @@ LIBRA_VECTOR_CLONES void scatter_plane(const Map<const T>& map, const Map<const 
   for (int32_t y = 0; y < map.height; ++y) {
     if (coarser) {
       largest_of_row(refined.at(b, c, 0, 0), refined.row, sizes.width, axes.rows.windows[y], axes.columns.windows,
-                     scratch, added, index ? index + plane + y * map.width : nullptr);
+                     scratch, added, index ? index + plane + static_cast<int64_t>(y) * map.width : nullptr);
     } else {
       const T* values = refined.at(b, c, axes.rows.nearest[y], 0);
       const int32_t* columns = axes.columns.nearest.data();
@@ -240,17 +244,19 @@ LIBRA_VECTOR_CLONES void scatter_backward_plane(const Pyramid<const T>& gradient
       continue;
     }
     const int64_t plane_size = static_cast<int64_t>(map.height) * map.width;
-    for (int32_t y = 0; y < map.height; ++y)
-      for (int32_t x = 0; x < map.width; ++x) values[y * map.width + x] = to_number(*map.at(b, c, y, x));
+    for (int32_t y = 0; y < map.height; ++y) {
+      Number<T>* row = values + static_cast<int64_t>(y) * map.width;
+      for (int32_t x = 0; x < map.width; ++x) row[x] = to_number(*map.at(b, c, y, x));
+    }
     add_to_largest<T>(values, axes[l], index + (b * sizes.channels + c) * plane_size, sums, sizes.width);
     index += sizes.batch * sizes.channels * plane_size;
   }
   store_plane(result, b, c, sums);
 }
 
-// Calls f(image, channel, scratch) for every plane.
+// Calls f(image, channel, scratch) for every plane; `whole`: scratch.plane has room for two planes, else for two rows.
 template <class T, class L, class F>
-void for_each_plane(const Pyramid<L>& levels, const PyramidSizes& sizes, ParallelFor threads, const F& f) {
+void for_each_plane(const Pyramid<L>& levels, const PyramidSizes& sizes, bool whole, ParallelFor threads, const F& f) {
   int64_t cells = 0, widest = sizes.width, largest = static_cast<int64_t>(sizes.height) * sizes.width;
   for (int l = 0; l < levels.count; ++l) {
     const int64_t own = static_cast<int64_t>(levels.levels[l].height) * levels.levels[l].width;
@@ -259,7 +265,7 @@ void for_each_plane(const Pyramid<L>& levels, const PyramidSizes& sizes, Paralle
   const int64_t grain = std::max<int64_t>(1, kThreadWork / std::max<int64_t>(1, cells));
   parallel_for(threads, sizes.batch * sizes.channels, grain, [&](int64_t begin, int64_t end) {
     Scratch<T> scratch;
-    scratch.row.resize(widest), scratch.where.resize(widest), scratch.plane.resize(2 * largest);
+    scratch.row.resize(widest), scratch.where.resize(widest), scratch.plane.resize(2 * (whole ? largest : widest));
     for (int64_t plane = begin; plane < end; ++plane) f(plane / sizes.channels, plane % sizes.channels, scratch);
   });
 }
@@ -270,7 +276,7 @@ template <class T, class I>
 void Planes<T, I>::integrate(const Pyramid<const T>& levels, const PyramidSizes& sizes, const Map<T>& mean, I* index,
                              ParallelFor threads) {
   const std::vector<Axes> axes = make_axes(levels, sizes, /*integrate=*/true);
-  for_each_plane<T>(levels, sizes, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
+  for_each_plane<T>(levels, sizes, /*whole=*/false, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
     integrate_plane(levels, sizes, axes, mean, index, b, c, scratch);
   });
 }
@@ -279,7 +285,7 @@ template <class T, class I>
 void Planes<T, I>::integrate_backward(const Map<const T>& gradient, const PyramidSizes& sizes, const I* index,
                                       const Pyramid<T>& levels, ParallelFor threads) {
   const std::vector<Axes> axes = make_axes(levels, sizes, /*integrate=*/true);
-  for_each_plane<T>(levels, sizes, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
+  for_each_plane<T>(levels, sizes, /*whole=*/true, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
     integrate_backward_plane(gradient, sizes, axes, index, levels, b, c, scratch);
   });
 }
@@ -288,7 +294,7 @@ template <class T, class I>
 void Planes<T, I>::scatter(const Pyramid<const T>& levels, const Map<const T>& refined, const PyramidSizes& sizes,
                            const Pyramid<T>& outputs, I* index, ParallelFor threads) {
   const std::vector<Axes> axes = make_axes(levels, sizes, /*integrate=*/false);
-  for_each_plane<T>(levels, sizes, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
+  for_each_plane<T>(levels, sizes, /*whole=*/false, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
     I* own = index;
     for (int l = 0; l < levels.count; ++l) {
       const Map<const T>& map = levels.levels[l];
@@ -302,7 +308,7 @@ template <class T, class I>
 void Planes<T, I>::scatter_backward(const Pyramid<const T>& gradients, const PyramidSizes& sizes, const I* index,
                                     const Map<T>& result, ParallelFor threads) {
   const std::vector<Axes> axes = make_axes(gradients, sizes, /*integrate=*/false);
-  for_each_plane<T>(gradients, sizes, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
+  for_each_plane<T>(gradients, sizes, /*whole=*/true, threads, [&](int64_t b, int64_t c, Scratch<T>& scratch) {
     scatter_backward_plane(gradients, sizes, axes, index, result, b, c, scratch);
   });
 }

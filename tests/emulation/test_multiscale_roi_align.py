@@ -47,15 +47,21 @@ def forward(kernels: Kernels, maps, boxes, valid, channels_last: bool, size: int
     return pooled
 
 
-def backward(kernels: Kernels, gradient, maps, boxes, valid, channels_last: bool, ratio: int) -> list[Tensor]:
+def backward(
+    kernels: Kernels, gradient, maps, boxes, valid, channels_last: bool, ratio: int, wanted=(True, True)
+) -> list[Tensor]:
+    """The gradients of the maps that are wanted."""
     (batch, channels), slots, size = maps[0].shape[:2], boxes.shape[1], gradient.shape[-1]
-    grads = [empty(*in_memory(x, channels_last).shape, dtype=x.dtype) for x in maps]
+    grads = [
+        empty(*in_memory(x, channels_last).shape, dtype=x.dtype) if want else None
+        for x, want in zip(maps, wanted, strict=True)
+    ]
     kernels.run(
         f"run_backward_{NAMES[gradient.dtype]}",
-        *(gradient, layout(maps, channels_last), boxes, valid, *map(out, grads)),
+        *(gradient, layout(maps, channels_last), boxes, valid, *(x if x is None else out(x) for x in grads)),
         *(batch, slots, channels, size, ratio),
     )
-    return [x.permute(0, 3, 1, 2) if channels_last else x for x in grads]
+    return [x.permute(0, 3, 1, 2) if channels_last else x for x in grads if x is not None]
 
 
 def check(kernels: Kernels, maps, boxes, valid, channels_last: bool, size: int, ratio: int) -> None:
@@ -86,6 +92,16 @@ def test_dtypes(emulate, channels_last, dtype):
     check(emulate("multiscale_roi_align"), maps, boxes, None, channels_last, 2, 0)
 
 
+@pytest.mark.parametrize("ratio", [2, 3, 4, 5])
+@pytest.mark.parametrize("size", [3, 64])
+def test_inverted_boxes(emulate, ratio, size):
+    """Their points fall: the lists of feature cells hold each cell once all the same, and have room for no more."""
+    maps, boxes, valid = scene(3, 4, False, torch.float32)
+    boxes[:, 1] = torch.tensor([[50.3, 40.1, 3.2, 5.7], [66.9, 1.3, 2.4, 45.6]])  # both axes; x alone
+    boxes[:, 2] = torch.tensor([[4.1, 49.5, 60.2, 0.3], [300.0, 300.0, -200.0, -200.0]])  # y alone; beyond the map
+    check(emulate("multiscale_roi_align"), maps, boxes, valid, False, size, ratio)
+
+
 def test_boxes_whose_lists_have_no_room(emulate):
     """So long, or with so many points, that the points are visited one by one."""
     maps, boxes, _ = scene(3, 3, False, torch.float32, ((2, 300), (1, 150)))
@@ -98,6 +114,32 @@ def test_more_boxes_than_a_list_has_at_a_time():
     maps, boxes, valid = scene(1, 300, False, torch.float32, ((3, 4), (2, 2)))
     boxes[..., :] = boxes / 4
     check(load(FOLDER / "multiscale_roi_align_driver.cpp", "random"), maps, boxes, valid, False, 2, 0)
+
+
+@pytest.mark.parametrize("wanted", [(True, False), (False, True), (False, False)])
+def test_only_some_gradients_are_wanted(emulate, wanted):
+    maps, boxes, valid = scene(3, 4, False, torch.float32)
+    gradient, kernels = torch.randn(2, 4, 3, 3, 3), emulate("multiscale_roi_align")
+    both = backward(kernels, gradient, maps, boxes, valid, False, 2)
+    some = backward(kernels, gradient, maps, boxes, valid, False, 2, wanted)
+    expected = [x for x, want in zip(both, wanted, strict=True) if want]
+    assert len(some) == len(expected) and all(map(torch.equal, some, expected))
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_stays_in_the_cells_that_were_read(emulate, channels_last, spoiled):
+    maps, boxes, _ = scene(3, 2, channels_last, torch.float32)
+    boxes[:, 0] = torch.tensor([8.3, 9.1, 37.9, 33.7])  # on map 0: rows 2 to 8 of 13, columns 2 to 9 of 18
+    boxes[:, 1] = torch.tensor([3.3, 1.7, 66.1, 47.3])  # on map 1
+    leaves = [x.detach().requires_grad_() for x in maps]
+    pooled = multiscale_roi_align(leaves, boxes, output_size=3, sampling_ratio=2, **OPTIONS)
+    gradient = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(1))
+    gradient[0, 0, 1, 1, 1] = gradient[1, 1, 0, 2, 0] = spoiled
+    grads = backward(emulate("multiscale_roi_align"), gradient, maps, boxes, None, channels_last, 2)
+    for got, wanted in zip(grads, torch.autograd.grad(pooled, leaves, gradient), strict=True):
+        assert 0 < (~got.isfinite()).sum() <= 16
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4, equal_nan=True)
 
 
 def test_gradients_are_the_same_in_every_order():

@@ -235,13 +235,43 @@ def test_ten_thousand_boxes():
     assert all(x.isfinite().all() for x in grads)
 
 
-def test_only_some_maps_need_a_gradient():
-    features, boxes = pyramid(), some_boxes()
-    features[1].requires_grad_()
-    pool(features, boxes).sum().backward()
-    assert features[1].grad.any() and features[0].grad is None
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_only_some_maps_need_a_gradient(channels_last, compiled):
+    features, boxes = pyramid(channels_last=channels_last), some_boxes()
+    _, expected = gradients(pool, features, boxes)
+    function = torch.compile(pool, fullgraph=True, backend="aot_eager") if compiled else pool
+    for needed in ([1], [0, 3]):
+        leaves = [x.detach().requires_grad_(level in needed) for level, x in enumerate(features)]
+        pooled = function(leaves, boxes)
+        incoming = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(3))
+        pooled.backward(incoming)
+        assert [level for level, x in enumerate(leaves) if x.grad is not None] == needed
+        assert all(torch.equal(leaves[level].grad, expected[level]) for level in needed)
     with torch.no_grad():
         assert not pool(features, boxes).requires_grad
+
+
+def test_features_are_not_kept_for_the_backward_pass():
+    kept = []
+    features, boxes, valid = [x.requires_grad_() for x in pyramid()], some_boxes(), torch.ones(2, 30, dtype=torch.bool)
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
+        pool(features, boxes, valid)
+    assert sum(x.numel() * x.element_size() for x in kept) == 2 * 30 * (4 * 4 + 1)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_features_may_be_changed_in_place(channels_last):
+    features, boxes = pyramid(channels_last=channels_last), some_boxes()
+    _, expected = gradients(pool, features, boxes)
+    leaves = [x.clone().requires_grad_() for x in features]
+    maps = [x * 1 for x in leaves]
+    pooled = pool(maps, boxes)
+    for x in maps:
+        x.add_(1)
+    incoming = torch.randn(pooled.shape, generator=torch.Generator().manual_seed(3))
+    found = torch.autograd.grad(pooled, leaves, incoming)
+    assert all(torch.equal(got, wanted) for got, wanted in zip(found, expected, strict=True))
 
 
 def test_differentiable_once():
@@ -275,10 +305,11 @@ def test_opcheck(channels_last):
         torch.ops.libra_ops.multiscale_roi_align, (features, some_boxes(), valid, [4.0, 8.0], 3, 0, 56.0)
     )
     grad = torch.randn(2, 30, 3, 3, 3)
-    torch.library.opcheck(
-        torch.ops.libra_ops.multiscale_roi_align_backward,
-        (grad, [x.detach() for x in features], some_boxes(), None, [4.0, 8.0], 3, 2, 56.0),
-    )
+    for wanted in ([True, True], [False, True]):
+        torch.library.opcheck(
+            torch.ops.libra_ops.multiscale_roi_align_backward,
+            (grad, some_boxes(), None, [37, 19], [40, 20], [channels_last] * 2, wanted, [4.0, 8.0], 3, 2, 56.0),
+        )
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -344,10 +375,14 @@ def test_the_operator_checks_too():
         op(features, boxes, None, [4.0], 7, 0, 56.0)
     with pytest.raises(RuntimeError, match="features: expected size 5 in dimension 1, got 4"):
         op([features[0], features[1][:, :4]], boxes, None, [4.0, 8.0], 7, 0, 56.0)
+    backward = torch.ops.libra_ops.multiscale_roi_align_backward
+    grad, maps, rest = torch.ones(2, 30, 5, 7, 7), ([37, 19], [40, 20], [False] * 2), ([4.0, 8.0], 7, 0, 56.0)
     with pytest.raises(RuntimeError, match="grad: expected size 7 in dimension 4, got 6"):
-        torch.ops.libra_ops.multiscale_roi_align_backward(
-            torch.ones(2, 30, 5, 7, 6), features, boxes, None, [4.0, 8.0], 7, 0, 56.0
-        )
+        backward(grad[..., :6], boxes, None, *maps, [True] * 2, *rest)
+    with pytest.raises(RuntimeError, match="wanted: expected 2, got 1"):
+        backward(grad, boxes, None, *maps, [True], *rest)
+    with pytest.raises(RuntimeError, match="heights, widths: expected maps of 1 to 1048575 cells a side, got 37 x 0"):
+        backward(grad, boxes, None, maps[0], [0, 20], maps[2], [True] * 2, *rest)
 
 
 @pytest.mark.cuda
