@@ -31,7 +31,7 @@ def encode_boxes(
         targets: [B, G, 4], likewise; or [G, 4] with references [N, 4], of one image.
         index: [B, S] int64 ([S] of one image), 0..N-1: which reference slot s is of; none: reference s, and S is N.
         target_index: [B, S] int64 ([S] of one image), 0..G-1: which target slot s is of; none: target s, and S is G.
-        delta_stds: 4 positive numbers that (dx, dy, dw, dh) are divided by; none: ones.
+        delta_stds: 4 numbers > 0 within float32's range, which (dx, dy, dw, dh) are divided by; none: ones.
 
     Returns:
         [B, S, 4] ([S, 4] of one image); float64 if one of the boxes is float64, else float32. Has no gradient. An index
@@ -51,7 +51,7 @@ def encode_boxes(
     _check_constant("references", references)
     _check_constant("targets", targets)
     _check_references(references, targets, "targets")
-    stds = _check_stds(delta_stds)
+    stds = _ONES if delta_stds is None else _checks.check_stds(delta_stds)
     one_image = targets.dim() == 2
     index, target_index = (
         _check_index(name, value, targets, "targets", one_image)
@@ -86,7 +86,7 @@ def decode_boxes(
         deltas: [B, N, 4], or [B, N, C, 4] for C boxes of each reference; or [N, 4] with references [N, 4], of one
             image. Floating.
         index: [B, S] int64 ([S] of one image), 0..N-1: the rows that are wanted; none: all, and S is N.
-        delta_stds: 4 positive numbers that (dx, dy, dw, dh) are multiplied with; none: ones.
+        delta_stds: 4 numbers > 0 within float32's range, which (dx, dy, dw, dh) are multiplied with; none: ones.
         sizes: [B, 2] ([2] of one image) floating or integer, height and width in pixels that the boxes are clipped to;
             none: they are not. A constant.
 
@@ -118,7 +118,7 @@ def decode_boxes(
     rows = deltas.shape[0 if one_image else 1]
     if references.shape[-2] != rows:
         raise ValueError(f"references: expected {rows} rows like deltas, got {_checks.describe(references)}")
-    stds = _check_stds(delta_stds)
+    stds = _ONES if delta_stds is None else _checks.check_stds(delta_stds)
     index = _check_index("index", index, deltas, "deltas", one_image)
     references, deltas = _of_one_dtype(references, deltas)
     if sizes is not None:
@@ -194,16 +194,6 @@ def _check_sizes(sizes: Tensor, deltas: Tensor, one_image: bool) -> Tensor:
     _checks.check_shape("sizes", sizes, shape, "height and width of each image")
     sizes = sizes if sizes.dtype == deltas.dtype else sizes.to(deltas.dtype)
     return sizes[None] if one_image else sizes
-
-
-def _check_stds(stds: Sequence[float] | None) -> Sequence[float]:
-    if stds is None:
-        return _ONES
-    if isinstance(stds, Tensor) or not isinstance(stds, (tuple, list, Sequence)) or isinstance(stds, str):
-        raise TypeError(f"delta_stds: expected 4 numbers, got {type(stds).__name__}")
-    if len(stds) != 4:
-        raise ValueError(f"delta_stds: expected 4 numbers, got {len(stds)}")
-    return [_checks.check_number("delta_stds", std, 0, open_low=True) for std in stds]
 
 
 def _of_one_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

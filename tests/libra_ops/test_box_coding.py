@@ -247,9 +247,8 @@ BOXES, DELTAS, INDEX = torch.ones(3, 4), torch.ones(2, 3, 4), torch.zeros(2, 5, 
         (decode_boxes, (BOXES, DELTAS), {"index": INDEX.int()}, TypeError, "index: expected dtype int64"),
         (decode_boxes, (BOXES, DELTAS), {"sizes": SIZES[0]}, ValueError, r"sizes: expected shape \[2, 2\]"),
         (decode_boxes, (BOXES, DELTAS), {"sizes": SIZES > 0}, TypeError, "sizes: expected a floating or integer"),
-        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1.0, 1.0)}, ValueError, "delta_stds: expected 4 numbers, got"),
+        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1.0, 1.0)}, ValueError, "delta_stds: expected 4 numbers > 0"),
         (decode_boxes, (BOXES, DELTAS), {"delta_stds": BOXES[0]}, TypeError, "delta_stds: expected 4 numbers, got Ten"),
-        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1, 1, 0, 1)}, ValueError, "delta_stds: expected a finite num"),
         (decode_boxes, (BOXES.clone().requires_grad_(), DELTAS), {}, ValueError, "references: expected a tensor with"),
         (encode_boxes, (BOXES, DELTAS[:, :2]), {}, ValueError, r"targets: expected as many slots as references \(3\)"),
         (encode_boxes, (BOXES, DELTAS), {"index": INDEX}, ValueError, r"targets: expected as many .* \(5\), got 3"),
@@ -259,6 +258,20 @@ BOXES, DELTAS, INDEX = torch.ones(3, 4), torch.ones(2, 3, 4), torch.zeros(2, 5, 
 def test_errors_name_the_argument(function, arguments, options, error, message):
     with pytest.raises(error, match=message):
         function(*arguments, **options)
+
+
+@pytest.mark.parametrize("number", [0, -1.0, math.nan, math.inf, 1e39, 3.4028236e38, 2.0**-150, 10**400])
+@pytest.mark.parametrize("function", [decode_boxes, encode_boxes])
+def test_delta_stds_are_within_the_range_of_float32(function, number):
+    """Of float64 boxes too: a number that is 0 or infinite in float32 is no deviation."""
+    for dtype in (torch.float32, torch.float64):
+        expected = r"delta_stds: expected 4 numbers > 0 within float32's range, got (\(1, 1, |a value of type tuple)"
+        with pytest.raises(ValueError, match=expected):
+            function(BOXES.to(dtype), DELTAS.to(dtype), delta_stds=(1, 1, number, 1))
+    with pytest.raises(TypeError, match="delta_stds: expected a number, got str"):
+        function(BOXES, DELTAS, delta_stds=(1, 1, "1", 1))
+    for accepted in (3.4028234e38, 1e-44):
+        function(BOXES, DELTAS, delta_stds=(1, 1, accepted, 1))
 
 
 @pytest.mark.parametrize("position", [-1, 3, 2**40])
