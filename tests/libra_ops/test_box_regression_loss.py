@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from libra_ops import box_iou, box_regression_loss, reference
+from libra_ops import box_iou, box_regression_loss, decode_boxes, reference
 
 KINDS = ("iou", "giou", "diou", "ciou")
 REDUCTIONS = ("none", "sum", "mean")
@@ -309,7 +309,20 @@ def test_errors_name_the_argument(arguments, options, error, message):
         box_regression_loss(*arguments, **options)
 
 
-@pytest.mark.parametrize("number", [0, -1.0, NAN, INFINITY, 1e39, 3.4028236e38, 2.0**-150, 10**400])
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_what_decode_boxes_does(kind):
+    """Bit for bit, on both sides of the clip: the exponential is the same."""
+    moves, target, references = deltas(500), boxes(500, seed=1), boxes(500, seed=2)
+    inside = box_regression_loss(moves, target, kind, references=references, delta_stds=STDS)
+    outside = box_regression_loss(decode_boxes(references, moves, delta_stds=STDS), target, kind)
+    assert torch.equal(inside, outside)
+    wide = box_regression_loss(moves * 9, target, kind, references=references)
+    assert torch.equal(wide, box_regression_loss(decode_boxes(references, moves * 9), target, kind))
+
+
+@pytest.mark.parametrize(
+    "number", [0, -1.0, NAN, INFINITY, 1e39, 3.4028236e38, 2.0**-150, pytest.param(10**400, id="huge")]
+)
 def test_delta_stds_are_within_the_range_of_float32(number):
     expected = r"delta_stds: expected 4 numbers > 0 within float32's range, got (\(|a value of type tuple)"
     for dtype in (torch.float32, torch.float64):
