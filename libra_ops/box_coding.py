@@ -95,8 +95,8 @@ def decode_boxes(
         one. An index out of range is an error on the CPU; on CUDA, which is not waited for, its box is NaN.
 
     Differentiable once with respect to `deltas`, in reverse mode; not for use with torch.func. A coordinate that was
-    clipped, to the image or the largest change of a side, passes no gradient. With an `index` the rows are gathered
-    first, by torch, where a gradient is wanted.
+    clipped, to the image or the largest change of a side, passes no gradient. A row gets the sum over the slots that
+    `index` gave it to, in their order: it is deterministic.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a constant that requires a
@@ -128,12 +128,6 @@ def decode_boxes(
     if one_class:
         deltas = deltas.unsqueeze(2)
     with_gradient = torch.is_grad_enabled() and deltas.requires_grad
-    if with_gradient and index is not None:
-        if references.dim() == 2:
-            references = references.expand(len(deltas), -1, -1)
-        references = torch.take_along_dim(references, index[..., None], 1)  # [B, N, 4] -> [B, S, 4]
-        deltas = torch.take_along_dim(deltas, index[..., None, None], 1)  # [B, N, C, 4] -> [B, S, C, 4]
-        index = None
     if with_gradient and not torch.compiler.is_compiling():
         boxes = _DecodeBoxes.apply(references, deltas, index, stds, sizes)
     else:
@@ -214,22 +208,24 @@ def _(references, deltas, index, delta_stds, sizes):
 
 
 @torch.library.register_fake("libra_ops::decode_boxes_backward")
-def _(grad, references, deltas, delta_stds, sizes):
+def _(grad, references, deltas, index, delta_stds, sizes):
     return deltas.new_empty(deltas.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    references, deltas, ctx.index, ctx.stds, sizes = inputs
-    ctx.save_for_backward(references, deltas, sizes)
+    references, deltas, index, ctx.stds, sizes = inputs
+    ctx.save_for_backward(references, deltas, index, sizes)
 
 
 def _backward(ctx, grad):
-    if ctx.index is not None:
-        raise RuntimeError("libra_ops::decode_boxes: has no gradient with an index; gather the rows first")
-    references, deltas, sizes = ctx.saved_tensors
+    references, deltas, index, sizes = ctx.saved_tensors
+    if index is not None:  # the op wants the slots of a row side by side
+        index, order = index.sort(dim=1, stable=True)
+        grad = torch.take_along_dim(grad, order[..., None, None], 1)  # [B, S, C, 4]
+    arguments = (grad, references, deltas, index, ctx.stds, sizes)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None, _decode_backward(grad, references, deltas, ctx.stds, sizes), None, None, None
-    return None, _run(_decode_backward, grad, references, deltas, ctx.stds, sizes), None, None, None
+        return None, _decode_backward(*arguments), None, None, None
+    return None, _run(_decode_backward, *arguments), None, None, None
 
 
 class _DecodeBoxes(torch.autograd.Function):
