@@ -192,9 +192,10 @@ def coded(dtype: torch.dtype) -> Callable[[str], tuple[Tensor, ...]]:
         deltas = torch.randn(2, 301, 3, 4, generator=generator, dtype=dtype).to(device).requires_grad_()
         sizes = torch.tensor([[50.0, 70.0], [80.0, 60.0]], device=device)
         moved = decode_boxes(references, deltas, sizes=sizes)
-        chosen = decode_boxes(references, deltas.detach(), index=index)
+        chosen = decode_boxes(references, deltas, index=index)
         encoded = encode_boxes(references, targets, index=index, target_index=target_index)
-        return moved.detach(), chosen, encoded, *torch.autograd.grad(moved.sum(), deltas)
+        gradients = (torch.autograd.grad(of.sum(), deltas)[0] for of in (moved, chosen))
+        return moved.detach(), chosen.detach(), encoded, *gradients
 
     return run
 

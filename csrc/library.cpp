@@ -32,7 +32,8 @@ STABLE_TORCH_LIBRARY(libra_ops, m) {
       "Tensor");
   m.def("decode_boxes(Tensor references, Tensor deltas, Tensor? index, float[] delta_stds, Tensor? sizes) -> Tensor");
   m.def(
-      "decode_boxes_backward(Tensor grad, Tensor references, Tensor deltas, float[] delta_stds, Tensor? sizes) -> "
+      "decode_boxes_backward(Tensor grad, Tensor references, Tensor deltas, Tensor? index, float[] delta_stds, Tensor? "
+      "sizes) -> "
       "Tensor");
 
   m.def("topk_per_level(Tensor scores, int[] level_sizes, int k, float? threshold) -> (Tensor values, Tensor index)");

@@ -65,6 +65,16 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 def check_number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite number in [low, high], or (low, high] with open_low; returned as a float."""
+    number = to_number(name, value)
+    # Comparisons alone, which torch.compile can trace for a number that it does not know; a NaN fails them.
+    if not (-math.inf < number < math.inf and low <= number <= high) or (open_low and number == low):
+        bound = f"{'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
+        raise ValueError(f"{name}: expected a finite number {bound}, got {show(value)}")
+    return number
+
+
+def to_number(name: str, value: object) -> float:
+    """Of a number of any type and value, NaN and infinity too."""
     kind = type(value)
     if (
         kind is not float
@@ -72,12 +82,7 @@ def check_number(name: str, value: object, low: float, high: float = math.inf, *
         and (kind is bool or not (isinstance(value, numbers.Real) or kind.__name__ in _SYMBOLS))
     ):
         raise wrong_type(name, "a number", value)
-    # Comparisons alone, which torch.compile can trace for a number that it does not know; a NaN fails them.
-    number = value if kind is float else _to_float(value)
-    if not (-math.inf < number < math.inf and low <= number <= high) or (open_low and number == low):
-        bound = f"{'>' if open_low else '>='} {low:g}" + ("" if high == math.inf else f" and <= {high:g}")
-        raise ValueError(f"{name}: expected a finite number {bound}, got {show(value)}")
-    return number
+    return value if kind is float else _to_float(value)
 
 
 def _to_float(value) -> float:

@@ -26,9 +26,13 @@ __all__ = [
     "check_number",
     "check_same_device",
     "check_shape",
+    "check_stds",
     "check_tensor",
     "describe",
 ]
+
+_LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127
+_ZERO_IN_FLOAT32 = 2.0**-150  # what is not larger rounds to 0
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _STRIDED = torch.strided
@@ -77,3 +81,17 @@ def check_same_device(name: str, value: Tensor, other: Tensor, other_name: str) 
         return
     if value.device != other.device:
         raise ValueError(f"{name}: expected on {other.device} like {other_name}, got {value.device}")
+
+
+def check_stds(stds: object, expected: str = "4 numbers") -> list[float]:
+    """`delta_stds` as numbers, of which none is 0 or infinite in float32. `expected`: types, in words."""
+    if isinstance(stds, (Tensor, str, bytes)) or not isinstance(stds, (tuple, list, Sequence)):
+        raise _array_checks.wrong_type("delta_stds", expected, stds)
+    wanted = "delta_stds: expected 4 numbers > 0 within float32's range"
+    if len(stds) != 4:
+        raise ValueError(f"{wanted}, got {len(stds)}")
+    found = [_array_checks.to_number("delta_stds", std) for std in stds]
+    for number in found:
+        if not _ZERO_IN_FLOAT32 < number <= _LARGEST_FLOAT32:
+            raise ValueError(f"{wanted}, got {_array_checks.show(stds)}")
+    return found

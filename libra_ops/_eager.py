@@ -22,19 +22,24 @@ def saves_alone() -> bool:
     return _saved_tensor_hooks(True) is None
 
 
-def may_overwrite_saved(grad: Tensor) -> bool:
-    """Inside a backward on the CPU that got `grad`: nobody will read again what the forward pass saved for it.
+def may_overwrite(grad: Tensor) -> bool:
+    """Inside a backward that got `grad`: results may be written into tensors that are there.
 
-    That is so without retain_graph. Not for a batch of gradients (is_grads_batched), nor while anything traces; never
-    on a GPU, where a captured graph may run this backward twice.
+    Not where they need a gradient, for a batch of gradients (is_grads_batched), nor while anything traces.
     """
     return not (
-        not grad.is_cpu
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
         or torch.is_grad_enabled()
-        or _keeps_graph()
         or type(grad) is not Tensor
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.is_legacy_batchedtensor(grad)
         or torch._C._functorch.is_functorch_wrapped_tensor(grad)
     )
+
+
+def may_overwrite_saved(grad: Tensor) -> bool:
+    """Inside a backward on the CPU that got `grad`: nobody will read again what the forward pass saved for it.
+
+    That is so without retain_graph; never on a GPU, where a captured graph may run this backward twice.
+    """
+    return grad.is_cpu and not _keeps_graph() and may_overwrite(grad)

@@ -22,11 +22,16 @@ class _DifferentiableOnce(torch.autograd.Function):
 
 
 def scale(gradient: Tensor, factor: Tensor, op: str) -> Tensor:
-    """gradient times factor, in a new tensor of the gradient's dtype."""
+    """gradient times factor, in a new tensor of the gradient's dtype: the product is the wider one's, rounded once."""
     if torch.is_grad_enabled():  # create_graph=True
         gradient = _DifferentiableOnce.apply(gradient, op)
-    product = gradient * factor
-    return product if product.dtype == gradient.dtype else product.to(gradient.dtype)
+    if gradient.dtype == factor.dtype:
+        return gradient * factor
+    if factor.dim() == 0:  # torch rounds a scalar to the other's dtype first, where a mean's may be 0
+        factor = factor.view((1,) * gradient.dim())
+    if _eager.may_overwrite(factor):  # one pass, without a wider array between
+        return torch.mul(gradient, factor, out=torch.empty_like(gradient))
+    return (gradient * factor).to(gradient.dtype)
 
 
 def scale_in_eager(ctx, gradients: tuple[Tensor, ...], factor: Tensor, op: str) -> list[Tensor]:

@@ -31,7 +31,7 @@ def encode_boxes(
         targets: [B, G, 4], likewise; or [G, 4] with references [N, 4], of one image.
         index: [B, S] int64 ([S] of one image), 0..N-1: which reference slot s is of; none: reference s, and S is N.
         target_index: [B, S] int64 ([S] of one image), 0..G-1: which target slot s is of; none: target s, and S is G.
-        delta_stds: 4 positive numbers that (dx, dy, dw, dh) are divided by; none: ones.
+        delta_stds: 4 numbers > 0 within float32's range, which (dx, dy, dw, dh) are divided by; none: ones.
 
     Returns:
         [B, S, 4] ([S, 4] of one image); float64 if one of the boxes is float64, else float32. Has no gradient. An index
@@ -51,7 +51,7 @@ def encode_boxes(
     _check_constant("references", references)
     _check_constant("targets", targets)
     _check_references(references, targets, "targets")
-    stds = _check_stds(delta_stds)
+    stds = _ONES if delta_stds is None else _checks.check_stds(delta_stds)
     one_image = targets.dim() == 2
     index, target_index = (
         _check_index(name, value, targets, "targets", one_image)
@@ -86,7 +86,7 @@ def decode_boxes(
         deltas: [B, N, 4], or [B, N, C, 4] for C boxes of each reference; or [N, 4] with references [N, 4], of one
             image. Floating.
         index: [B, S] int64 ([S] of one image), 0..N-1: the rows that are wanted; none: all, and S is N.
-        delta_stds: 4 positive numbers that (dx, dy, dw, dh) are multiplied with; none: ones.
+        delta_stds: 4 numbers > 0 within float32's range, which (dx, dy, dw, dh) are multiplied with; none: ones.
         sizes: [B, 2] ([2] of one image) floating or integer, height and width in pixels that the boxes are clipped to;
             none: they are not. A constant.
 
@@ -95,8 +95,8 @@ def decode_boxes(
         one. An index out of range is an error on the CPU; on CUDA, which is not waited for, its box is NaN.
 
     Differentiable once with respect to `deltas`, in reverse mode; not for use with torch.func. A coordinate that was
-    clipped, to the image or the largest change of a side, passes no gradient. With an `index` the rows are gathered
-    first, by torch, where a gradient is wanted.
+    clipped, to the image or the largest change of a side, passes no gradient. A row gets the sum over the slots that
+    `index` gave it to, in their order: it is deterministic.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a constant that requires a
@@ -118,7 +118,7 @@ def decode_boxes(
     rows = deltas.shape[0 if one_image else 1]
     if references.shape[-2] != rows:
         raise ValueError(f"references: expected {rows} rows like deltas, got {_checks.describe(references)}")
-    stds = _check_stds(delta_stds)
+    stds = _ONES if delta_stds is None else _checks.check_stds(delta_stds)
     index = _check_index("index", index, deltas, "deltas", one_image)
     references, deltas = _of_one_dtype(references, deltas)
     if sizes is not None:
@@ -128,12 +128,6 @@ def decode_boxes(
     if one_class:
         deltas = deltas.unsqueeze(2)
     with_gradient = torch.is_grad_enabled() and deltas.requires_grad
-    if with_gradient and index is not None:
-        if references.dim() == 2:
-            references = references.expand(len(deltas), -1, -1)
-        references = torch.take_along_dim(references, index[..., None], 1)  # [B, N, 4] -> [B, S, 4]
-        deltas = torch.take_along_dim(deltas, index[..., None, None], 1)  # [B, N, C, 4] -> [B, S, C, 4]
-        index = None
     if with_gradient and not torch.compiler.is_compiling():
         boxes = _DecodeBoxes.apply(references, deltas, index, stds, sizes)
     else:
@@ -196,16 +190,6 @@ def _check_sizes(sizes: Tensor, deltas: Tensor, one_image: bool) -> Tensor:
     return sizes[None] if one_image else sizes
 
 
-def _check_stds(stds: Sequence[float] | None) -> Sequence[float]:
-    if stds is None:
-        return _ONES
-    if isinstance(stds, Tensor) or not isinstance(stds, (tuple, list, Sequence)) or isinstance(stds, str):
-        raise TypeError(f"delta_stds: expected 4 numbers, got {type(stds).__name__}")
-    if len(stds) != 4:
-        raise ValueError(f"delta_stds: expected 4 numbers, got {len(stds)}")
-    return [_checks.check_number("delta_stds", std, 0, open_low=True) for std in stds]
-
-
 def _of_one_dtype(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     dtype = torch.float64 if torch.float64 in (first.dtype, second.dtype) else torch.float32
     return first if first.dtype == dtype else first.to(dtype), second if second.dtype == dtype else second.to(dtype)
@@ -224,22 +208,24 @@ def _(references, deltas, index, delta_stds, sizes):
 
 
 @torch.library.register_fake("libra_ops::decode_boxes_backward")
-def _(grad, references, deltas, delta_stds, sizes):
+def _(grad, references, deltas, index, delta_stds, sizes):
     return deltas.new_empty(deltas.shape)
 
 
 def _setup_context(ctx, inputs, output):
-    references, deltas, ctx.index, ctx.stds, sizes = inputs
-    ctx.save_for_backward(references, deltas, sizes)
+    references, deltas, index, ctx.stds, sizes = inputs
+    ctx.save_for_backward(references, deltas, index, sizes)
 
 
 def _backward(ctx, grad):
-    if ctx.index is not None:
-        raise RuntimeError("libra_ops::decode_boxes: has no gradient with an index; gather the rows first")
-    references, deltas, sizes = ctx.saved_tensors
+    references, deltas, index, sizes = ctx.saved_tensors
+    if index is not None:  # the op wants the slots of a row side by side
+        index, order = index.sort(dim=1, stable=True)
+        grad = torch.take_along_dim(grad, order[..., None, None], 1)  # [B, S, C, 4]
+    arguments = (grad, references, deltas, index, ctx.stds, sizes)
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return None, _decode_backward(grad, references, deltas, ctx.stds, sizes), None, None, None
-    return None, _run(_decode_backward, grad, references, deltas, ctx.stds, sizes), None, None, None
+        return None, _decode_backward(*arguments), None, None, None
+    return None, _run(_decode_backward, *arguments), None, None, None
 
 
 class _DecodeBoxes(torch.autograd.Function):

@@ -43,15 +43,17 @@ def box_regression_loss(
         references: [..., 4], broadcastable to `pred`, any floating dtype; xyxy boxes in pixels (anchors, proposals).
             Constants, too. The deltas are decoded inside, so that no array of boxes is made, and the gradient is that
             with respect to the deltas; dw and dh are clipped at ln(1000 / 16), beyond which they get none.
-        delta_stds: [4], the standard deviations that the deltas were divided by; none: 1. On a GPU, a tensor there
-            spares a copy from the host.
+        delta_stds: the standard deviations that (dx, dy, dw, dh) were divided by, 4 numbers > 0 within float32's range;
+            none: 1. Or a floating tensor [4] on the device of `pred`: its values are not checked, and a GPU is spared
+            the launches that make one of the numbers.
 
     Returns:
         The loss: `pred.shape[:-1]` for "none", else a scalar; float64 if `pred` is float64, else float32. Loss and
-        gradients are finite for boxes of up to 1e4 px, inverted and empty ones included; a box that is not finite gives
-        NaN or a limit. The sum is deterministic and does not depend on the number of threads. Differentiable once with
-        respect to pred and target, through everything, CIoU's alpha included (torchvision keeps it constant); in
-        reverse mode only, and the transforms of torch.func are not supported.
+        gradients are finite for boxes of up to 1e4 px, inverted and empty ones included, but for the gradients of
+        float16: rounded from float32, they are infinite beyond 65,504, which those of boxes with next to no area are. A
+        box that is not finite gives NaN or a limit. The sum is deterministic and does not depend on the number of
+        threads. Differentiable once with respect to pred and target, through everything, CIoU's alpha included
+        (torchvision keeps it constant); in reverse mode only, and the transforms of torch.func are not supported.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; the message names it.
@@ -140,11 +142,7 @@ def _stds(stds: Tensor | Sequence[float], pred: Tensor, dtype: torch.dtype) -> T
         _check_constant("delta_stds", stds, pred)
         _checks.check_shape("delta_stds", stds, (4,), "of dx, dy, dw, dh")
         return stds if stds.dtype == dtype else stds.to(dtype)
-    if not isinstance(stds, Sequence) or isinstance(stds, (str, bytes)):
-        raise TypeError(f"delta_stds: expected a tensor or four numbers, got {type(stds).__name__}")
-    if len(stds) != 4:
-        raise ValueError(f"delta_stds: expected four numbers (dx, dy, dw, dh), got {len(stds)}")
-    numbers = [_checks.check_number("delta_stds", std, 0) for std in stds]
+    numbers = _checks.check_stds(stds, "a tensor or 4 numbers")
     return torch.stack([pred.new_full((), number, dtype=dtype) for number in numbers])  # no copy from the host
 
 

@@ -48,7 +48,8 @@ def nms_padded(
         groups: [B, N] int64, any numbers: classes or pyramid levels; none: all boxes of an image are one group.
         iou_threshold: in 0..1.
         max_output: boxes kept of an image at most, 0 or more.
-        score_threshold: none: every score but NaN takes part.
+        score_threshold: none: every score but NaN takes part. It is rounded to the dtype that is compared in, as in
+            PyTorch's `scores > threshold`.
         valid: [B, N] bool: which slots hold a box; none: all.
 
     Returns:

@@ -148,7 +148,7 @@ def topk_per_level(scores: Tensor, level_sizes, k: int, threshold: float | None 
     """[B, N] -> values, index [B, T]: of each level the k best, by falling score, then by rising index; NaN last."""
     values, index, first = [], [], 0
     for level in scores.split(list(level_sizes), dim=1):
-        rest = level.isnan() if threshold is None else ~(level.double() > threshold)  # NaN is not above it either
+        rest = level.isnan() if threshold is None else ~(level > threshold)  # NaN is not above it either
         order = level.masked_fill(rest, -torch.inf).argsort(dim=1, descending=True, stable=True)
         order = order.gather(1, rest.gather(1, order).byte().argsort(dim=1, stable=True))[:, :k]
         found = level.gather(1, order)

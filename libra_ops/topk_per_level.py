@@ -25,7 +25,8 @@ def topk_per_level(
         level_sizes: L ints, at most 16, that sum to N: an image's first level_sizes[0] scores are its first level, the
             next level_sizes[1] its second. A level has at most 2^31 scores, or none.
         k: how many of each level, 0 to 2^30; of a level that has no more, all.
-        threshold: only scores above it take part; none: all do, NaN too.
+        threshold: only scores above it take part; none: all do, NaN too. It is rounded to the dtype that is compared
+            in, as in PyTorch's `scores > threshold`.
 
     Returns:
         values [B, T] of the dtype of `scores` and index [B, T] int64, the position 0..N-1 in the image, T being the sum

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# The fuzz, NumPy and foreign-memory tests on CPU kernels that were built with AddressSanitizer and UndefinedBehaviorSanitizer: a read or
-# write out of bounds, or undefined behaviour, ends the run with an error. Needs g++ and the environment of the tests.
+# The fuzz, NumPy and foreign-memory tests on CPU kernels that were built with AddressSanitizer and
+# UndefinedBehaviorSanitizer: a read or write out of bounds, or undefined behaviour, ends the run with an error. Needs
+# g++ and the environment of the tests.
 #   tests/sanitize.sh [arguments for pytest]      LIBRA_FUZZ_EXAMPLES: examples per test, 100 unless set
 # It builds a copy, and leaves the installed package as it is. Around two minutes on two cores.
 set -euo pipefail

@@ -122,12 +122,6 @@ struct DecodeArguments {
   // [B, S, C, 4], not filled
   Tensor output() const { return make_empty(deltas, {deltas.size(0), slots, deltas.size(2), 4}); }
 
-  Tensor check_gradient(const Tensor& gradient) const {
-    check_rows(gradient, deltas, 4, "grad");
-    for (int64_t dim = 0; dim < 3; ++dim) check_size(gradient, dim, deltas.size(dim), "grad");
-    return whole_rows(gradient);
-  }
-
   template <class T>
   DecodeTensors<T> tensors(Tensor& boxes) const {
     return {read<Four<T>>(references),
@@ -141,6 +135,29 @@ struct DecodeArguments {
             deltas.size(2),
             references.dim() == 2,
             make_stds<T>(stds)};
+  }
+};
+
+struct DecodeGradientArguments {
+  DecodeArguments forward;      // of all rows
+  Tensor gradient;              // contiguous [B, S, C, 4]
+  std::optional<Tensor> index;  // contiguous [B, S], rising
+
+  static DecodeGradientArguments check(const Tensor& gradient, const Tensor& references, const Tensor& deltas,
+                                       const std::optional<Tensor>& index, const std::vector<double>& stds,
+                                       const std::optional<Tensor>& sizes) {
+    const auto forward = DecodeArguments::check(references, deltas, std::nullopt, stds, sizes);
+    const auto own = check_index(index, deltas, "index");
+    check_rows(gradient, deltas, 4, "grad");
+    check_size(gradient, 0, deltas.size(0), "grad");
+    check_size(gradient, 1, own ? own->size(1) : deltas.size(1), "grad");
+    check_size(gradient, 2, deltas.size(2), "grad");
+    return {forward, whole_rows(gradient), own};
+  }
+
+  template <class T>
+  SlotGradients<T> gradients() const {
+    return {read<Four<T>>(gradient), index ? read<int64_t>(*index) : nullptr, gradient.size(1), gradient.size(2)};
   }
 };
 

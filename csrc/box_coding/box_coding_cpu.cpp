@@ -31,15 +31,14 @@ Tensor decode_boxes_cpu(Tensor references, Tensor deltas, std::optional<Tensor> 
   return boxes;
 }
 
-Tensor decode_boxes_backward_cpu(Tensor grad, Tensor references, Tensor deltas, std::vector<double> delta_stds,
-                                 std::optional<Tensor> sizes) {
-  const auto a = DecodeArguments::check(references, deltas, std::nullopt, delta_stds, sizes);
-  const Tensor gradient = a.check_gradient(grad);
-  Tensor result = a.output();
+Tensor decode_boxes_backward_cpu(Tensor grad, Tensor references, Tensor deltas, std::optional<Tensor> index,
+                                 std::vector<double> delta_stds, std::optional<Tensor> sizes) {
+  const auto a = DecodeGradientArguments::check(grad, references, deltas, index, delta_stds, sizes);
+  Tensor result = a.forward.output();
   if (deltas.scalar_type() == ScalarType::Float) {
-    decode_boxes_backward(read<Four<float>>(gradient), a.tensors<float>(result), torch_threads);
+    decode_boxes_backward(a.gradients<float>(), a.forward.tensors<float>(result), torch_threads);
   } else {
-    decode_boxes_backward(read<Four<double>>(gradient), a.tensors<double>(result), torch_threads);
+    decode_boxes_backward(a.gradients<double>(), a.forward.tensors<double>(result), torch_threads);
   }
   return result;
 }

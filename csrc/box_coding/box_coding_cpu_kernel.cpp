@@ -125,14 +125,20 @@ bool decode_boxes(const DecodeTensors<T>& tensors, ParallelFor threads) {
 }
 
 template <class T>
-void decode_boxes_backward(const Four<T>* gradient, const DecodeTensors<T>& tensors, ParallelFor threads) {
+void decode_boxes_backward(const SlotGradients<T>& gradients, const DecodeTensors<T>& tensors, ParallelFor threads) {
   for_blocks(tensors.images, tensors.elements(), threads, [&](int64_t image, int64_t first, int count) {
-    Block<T> gradients{}, references{}, deltas{}, results;
+    Block<T> sums{}, references{}, deltas{}, results;
+    bool chosen[kBlock];
     gather(tensors, image, first, count, references, deltas);
-    const int64_t offset = image * tensors.elements() + first;
-    for (int i = 0; i < count; ++i) gradients.set(i, gradient[offset + i]);
-    decode_block_backward(gradients, references, deltas, tensors.stds, tensors.limits(image), results);
-    for (int i = 0; i < count; ++i) tensors.boxes[offset + i] = results[i];
+    const auto load = [](const Four<T>* from) { return *from; };
+    for (int i = 0; i < count; ++i) {
+      Four<T> sum{};
+      chosen[i] = gradients.sum(image, static_cast<uint32_t>(first + i), load, sum);
+      sums.set(i, sum);
+    }
+    decode_block_backward(sums, references, deltas, tensors.stds, tensors.limits(image), results);
+    Four<T>* to = tensors.boxes + image * tensors.elements() + first;
+    for (int i = 0; i < count; ++i) to[i] = chosen[i] ? results[i] : Four<T>{};
   });
 }
 
@@ -140,7 +146,7 @@ template bool encode_boxes<float>(const EncodeTensors<float>&, ParallelFor);
 template bool encode_boxes<double>(const EncodeTensors<double>&, ParallelFor);
 template bool decode_boxes<float>(const DecodeTensors<float>&, ParallelFor);
 template bool decode_boxes<double>(const DecodeTensors<double>&, ParallelFor);
-template void decode_boxes_backward<float>(const Four<float>*, const DecodeTensors<float>&, ParallelFor);
-template void decode_boxes_backward<double>(const Four<double>*, const DecodeTensors<double>&, ParallelFor);
+template void decode_boxes_backward<float>(const SlotGradients<float>&, const DecodeTensors<float>&, ParallelFor);
+template void decode_boxes_backward<double>(const SlotGradients<double>&, const DecodeTensors<double>&, ParallelFor);
 
 }  // namespace libra

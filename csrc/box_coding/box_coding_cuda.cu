@@ -32,16 +32,15 @@ Tensor decode_boxes_cuda(Tensor references, Tensor deltas, std::optional<Tensor>
   return boxes;
 }
 
-Tensor decode_boxes_backward_cuda(Tensor grad, Tensor references, Tensor deltas, std::vector<double> delta_stds,
-                                  std::optional<Tensor> sizes) {
+Tensor decode_boxes_backward_cuda(Tensor grad, Tensor references, Tensor deltas, std::optional<Tensor> index,
+                                  std::vector<double> delta_stds, std::optional<Tensor> sizes) {
   const torch::stable::accelerator::DeviceGuard guard(deltas.get_device_index());
-  const auto a = DecodeArguments::check(references, deltas, std::nullopt, delta_stds, sizes);
-  const Tensor gradient = a.check_gradient(grad);
-  Tensor result = a.output();
+  const auto a = DecodeGradientArguments::check(grad, references, deltas, index, delta_stds, sizes);
+  Tensor result = a.forward.output();
   const cudaStream_t stream = current_stream(result);
   check_launch(deltas.scalar_type() == ScalarType::Float
-                   ? launch_decode_boxes_backward(read<Four<float>>(gradient), a.tensors<float>(result), stream)
-                   : launch_decode_boxes_backward(read<Four<double>>(gradient), a.tensors<double>(result), stream),
+                   ? launch_decode_boxes_backward(a.gradients<float>(), a.forward.tensors<float>(result), stream)
+                   : launch_decode_boxes_backward(a.gradients<double>(), a.forward.tensors<double>(result), stream),
                "decode_boxes_backward");
   return result;
 }

@@ -70,14 +70,19 @@ __global__ void __launch_bounds__(kCodingThreads) decode_kernel(const __grid_con
 
 template <class T>
 __global__ void __launch_bounds__(kCodingThreads)
-    decode_backward_kernel(const Four<T>* gradient, const __grid_constant__ DecodeTensors<T> tensors) {
+    decode_backward_kernel(const __grid_constant__ SlotGradients<T> gradients,
+                           const __grid_constant__ DecodeTensors<T> tensors) {
   const CodingElement here(tensors.elements());
   if (here.beyond) return;
   int64_t reference, delta;
   tensors.find(here.image, here.element, reference, delta);
+  Four<T> gradient;
+  const auto load = [](const Four<T>* from) { return load_four(from); };
+  const bool chosen = gradients.sum(here.image, here.element, load, gradient);
   store_four(tensors.boxes + here.place,
-             decode_box_backward(load_four(gradient + here.place), load_four(tensors.references + reference),
-                                 load_four(tensors.deltas + delta), tensors.stds, tensors.limits(here.image)));
+             chosen ? decode_box_backward(gradient, load_four(tensors.references + reference),
+                                          load_four(tensors.deltas + delta), tensors.stds, tensors.limits(here.image))
+                    : Four<T>{});
 }
 
 // The three launches take any number of elements, 0 too; all pointers to rows are multiples of 16.
@@ -101,9 +106,9 @@ cudaError_t launch_decode_boxes(const DecodeTensors<T>& tensors, cudaStream_t st
 }
 
 template <class T>
-cudaError_t launch_decode_boxes_backward(const Four<T>* gradient, const DecodeTensors<T>& tensors,
+cudaError_t launch_decode_boxes_backward(const SlotGradients<T>& gradients, const DecodeTensors<T>& tensors,
                                          cudaStream_t stream) {
-  return launch_coding(decode_backward_kernel<T>, tensors.images, tensors.elements(), stream, gradient, tensors);
+  return launch_coding(decode_backward_kernel<T>, tensors.images, tensors.elements(), stream, gradients, tensors);
 }
 
 }  // namespace libra

@@ -1,15 +1,16 @@
 // Boxes as a network predicts them (Girshick et al. 2014, appendix C): (dx, dy) is the shift of the centre in widths
 // and heights of a reference box, (dw, dh) the logarithm of the change of the sides, each divided by its deviation.
 //
-// Exponential and logarithm of float32 are ours: without a branch or a table, so that a CPU's compiler makes vector
-// code of them, and, built without contraction to fused multiply-adds, the same bits on the CPU and on the GPU.
+// Exponential (common/log_scale.h) and logarithm of float32 are ours: without a branch or a table, so that a CPU's
+// compiler makes vector code of them, and, built without contraction to fused multiply-adds, the same bits on the CPU
+// and on the GPU.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-#include "common/cuda_compat.cuh"
+#include "common/log_scale.h"
 
 namespace libra {
 
@@ -18,8 +19,6 @@ struct Four {  // of a box: x1, y1, x2, y2; of deltas: dx, dy, dw, dh
   T a, b, c, d;
 };
 
-template <class T>
-constexpr T kMaxLogScale = T(4.135166556742356);  // ln(1000 / 16): a side grows at most by that factor
 template <class T>
 constexpr T kSmallestSide = T(1e-6);  // px; only padded slots are smaller, and their logarithm must stay finite
 
@@ -34,24 +33,6 @@ LIBRA_HOST_DEVICE uint32_t bits_of(float value) {
   std::memcpy(&bits, &value, sizeof bits);
   return bits;
 }
-
-// e^x for |x| <= kMaxLogScale or NaN, to 1.1 units of the last place: 2^n e^r with n the integer next to x / ln 2, and
-// e^r as 1 + r + r^2 p(r), p being the polynomial of the least relative error.
-LIBRA_HOST_DEVICE float exponential(float x) {
-  constexpr float kShifter = 12582912.0f;  // 1.5 2^23: adding it rounds to an integer, which stands in the lowest bits
-  const float shifted = x * 1.44269504f + kShifter, n = shifted - kShifter;
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // the first product is exact
-  float p = 1.978927348e-4f;
-  p = p * r + 1.394573964e-3f;
-  p = p * r + 8.333503679e-3f;
-  p = p * r + 4.166628050e-2f;
-  p = p * r + 1.666666582e-1f;
-  p = p * r + 5.000000072e-1f;
-  const float power = float_of((bits_of(shifted) << 23) + 0x3f800000u);
-  return (p * (r * r) + r + 1.0f) * power;
-}
-
-LIBRA_HOST_DEVICE double exponential(double x) { return exp(x); }
 
 // ln(x) for x >= 0, infinity included, or NaN: x = 2^n (1 + f), and ln(1 + f) as f - f^2 / 2 + f^3 p(f).
 LIBRA_HOST_DEVICE float logarithm(float x) {
@@ -104,9 +85,8 @@ LIBRA_HOST_DEVICE Four<T> decode_centre(const Four<T>& reference, const Four<T>&
   const T width = reference.c - reference.a, height = reference.d - reference.b;
   const T x = (reference.a + reference.c) / 2 + deltas.a * stds.a * width;
   const T y = (reference.b + reference.d) / 2 + deltas.b * stds.b * height;
-  const T log_width = at_most(at_least(deltas.c * stds.c, -kMaxLogScale<T>), kMaxLogScale<T>);
-  const T log_height = at_most(at_least(deltas.d * stds.d, -kMaxLogScale<T>), kMaxLogScale<T>);
-  return {x, y, width * exponential(log_width) / 2, height * exponential(log_height) / 2};
+  const T log_width = clip_log_scale(deltas.c * stds.c), log_height = clip_log_scale(deltas.d * stds.d);
+  return {x, y, width * scale_of(log_width) / 2, height * scale_of(log_height) / 2};
 }
 
 // An image's size; boxes that are not clipped have one that is infinite on both sides.

@@ -64,4 +64,47 @@ struct DecodeTensors {
   }
 };
 
+// The gradient of boxes that an index chose, which goes to the rows they are of. The index rises, so that the slots of
+// a row lie side by side; positions that are no row's belong to none.
+template <class T>
+struct SlotGradients {
+  const Four<T>* gradient;  // [B, S, C]
+  const int64_t* index;     // [B, S], rising in each image, or null: slot s is of row s
+  int64_t slots, classes;   // S, C
+
+  // The slots [begin, end) of a row, counted over all images.
+  LIBRA_HOST_DEVICE void find(int64_t image, int64_t row, int64_t& begin, int64_t& end) const {
+    const int64_t first = image * slots, last = first + slots;
+    begin = first + row;
+    end = begin + 1;
+    if (!index) return;
+    int64_t high = last;
+    for (begin = first; begin < high;) {
+      const int64_t middle = begin + (high - begin) / 2;
+      if (index[middle] < row) {
+        begin = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    for (end = begin; end < last && index[end] == row;) ++end;
+  }
+
+  // The sum over the slots of an element's row, in their order; false where it has none. load(pointer): of a Four<T>.
+  template <class Load>
+  LIBRA_HOST_DEVICE bool sum(int64_t image, uint32_t element, const Load& load, Four<T>& result) const {
+    const uint32_t row = classes == 1 ? element : element / static_cast<uint32_t>(classes);
+    const uint32_t box = element - row * static_cast<uint32_t>(classes);  // of the slot
+    int64_t begin, end;
+    find(image, row, begin, end);
+    if (begin == end) return false;
+    result = load(gradient + begin * classes + box);
+    for (int64_t slot = begin + 1; slot < end; ++slot) {
+      const Four<T> more = load(gradient + slot * classes + box);
+      result = {result.a + more.a, result.b + more.b, result.c + more.c, result.d + more.d};
+    }
+    return true;
+  }
+};
+
 }  // namespace libra

@@ -5,11 +5,9 @@
 #include <cmath>
 
 #include "box_iou/box_iou_slope.h"
-#include "common/exponential.h"
+#include "common/log_scale.h"
 
 namespace libra {
-
-constexpr double kMaxLogScale = 4.135166556742356;  // ln(1000 / 16): what (dw, dh) are clipped at
 
 // atan(width / height) by a polynomial, which is vector code: of t in [0, 1] it is t p(t^2) with the polynomial p of
 // the least relative error, 1.5e-8, and of 1 / t the rest of a right angle. A height is at least 1e-6.
@@ -64,20 +62,14 @@ struct Decoded {
   Deltas<T> by;
 };
 
-// A NaN stays one.
-template <class T>
-LIBRA_FORMULA T clipped(T value) {
-  const T limit = static_cast<T>(kMaxLogScale);
-  return value < -limit ? -limit : (value > limit ? limit : value);
-}
-
 template <class T>
 LIBRA_FORMULA Decoded<T> decode(const Box<T>& reference, const Box<T>& deltas, const Deltas<T>& stds) {
   const T width = reference.x2 - reference.x1, height = reference.y2 - reference.y1;
   const T x = (reference.x1 + reference.x2) / T(2) + deltas.x1 * stds.x * width;
   const T y = (reference.y1 + reference.y2) / T(2) + deltas.y1 * stds.y * height;
-  const T log_w = deltas.x2 * stds.w, log_h = deltas.y2 * stds.h, near_w = clipped(log_w), near_h = clipped(log_h);
-  const T half_width = width * exponential(near_w) / T(2), half_height = height * exponential(near_h) / T(2);
+  const T log_w = deltas.x2 * stds.w, log_h = deltas.y2 * stds.h;
+  const T near_w = clip_log_scale(log_w), near_h = clip_log_scale(log_h);
+  const T half_width = width * scale_of(near_w) / T(2), half_height = height * scale_of(near_h) / T(2);
   return {{x - half_width, y - half_height, x + half_width, y + half_height},
           {stds.x * width, stds.y * height, near_w == log_w ? stds.w * half_width : T(0),
            near_h == log_h ? stds.h * half_height : T(0)}};

@@ -18,4 +18,12 @@ LIBRA_FORMULA float multiply_add(float a, float b, float c) {
 #endif
 }
 
+// How a formula that leaves the choice to its caller takes a b + c: fast, or with the same bits on the CPU and the GPU.
+struct FusedOnGpu {
+  LIBRA_FORMULA static float multiply_add(float a, float b, float c) { return libra::multiply_add(a, b, c); }
+};
+struct SameBits {
+  LIBRA_FORMULA static float multiply_add(float a, float b, float c) { return a * b + c; }
+};
+
 }  // namespace libra

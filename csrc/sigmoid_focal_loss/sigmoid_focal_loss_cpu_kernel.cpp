@@ -67,7 +67,7 @@ inline __attribute__((always_inline)) double chunk_body(const FocalTensors<S>& t
   for (int64_t start = begin; start < end; start += kBlock) {
     const int count = static_cast<int>(std::min<int64_t>(kBlock, end - start));
     load(tensors, start, count, constants, block);
-    for (int i = 0; i < kBlock; ++i) block.e[i] = exponential(-near_size(block.z[i]));
+    for (int i = 0; i < kBlock; ++i) block.e[i] = exponential<FusedOnGpu>(-near_size(block.z[i]));
     for (int i = 0; i < kBlock; ++i) {
       const T weight = block.weight[i];
       T loss, slope;

@@ -60,7 +60,7 @@ LIBRA_FORMULA T near_size(T z) {
   return size > kFarLogit<T> ? kFarLogit<T> : size;
 }
 
-// `e`: exponential(-near_size(z)). `slope` is the loss's derivative by z.
+// `e`: exponential() of -near_size(z). `slope` is the loss's derivative by z.
 template <bool kSquare, class T>
 LIBRA_FORMULA void focal(T z, T e, T weight, T gamma, T& loss, T& slope) {
   const bool wrong = z > T(0);
@@ -70,7 +70,7 @@ LIBRA_FORMULA void focal(T z, T e, T weight, T gamma, T& loss, T& slope) {
   T focus = q * q;
   if constexpr (!kSquare) {
     const T exponent = gamma * ((wrong ? T(0) : size) + logarithm);  // -ln(q^gamma)
-    focus = exponential(-(exponent > kFarLogit<T> ? kFarLogit<T> : exponent));
+    focus = exponential<FusedOnGpu>(-(exponent > kFarLogit<T> ? kFarLogit<T> : exponent));
   }
   const T factor = weight * focus;
   slope = factor * (q + gamma * p * ((wrong ? size : T(0)) + logarithm));
@@ -79,7 +79,7 @@ LIBRA_FORMULA void focal(T z, T e, T weight, T gamma, T& loss, T& slope) {
 
 template <bool kSquare, class T>
 LIBRA_FORMULA void focal(T z, T weight, T gamma, T& loss, T& slope) {
-  focal<kSquare>(z, exponential(-near_size(z)), weight, gamma, loss, slope);
+  focal<kSquare>(z, exponential<FusedOnGpu>(-near_size(z)), weight, gamma, loss, slope);
 }
 
 }  // namespace libra

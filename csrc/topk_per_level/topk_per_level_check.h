@@ -2,12 +2,13 @@
 #pragma once
 
 #include <cmath>
-#include <cstring>
 #include <optional>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "common/allocate.h"
+#include "common/float16.h"
 #include "common/tensor.h"
 #include "topk_per_level/topk_per_level_math.h"
 
@@ -47,46 +48,31 @@ struct TopkArguments {
     return {make_empty(scores, {images, slots}), make_empty(scores, {images, slots}, ScalarType::Long)};
   }
 
-  // The lowest key that a candidate may have.
+  // The lowest key that a candidate may have: above that of the threshold, which is rounded as PyTorch rounds the
+  // number of scores > number, by way of float32.
   template <class F>
   uint32_t lowest() const {
     if (!threshold) return 0;
-    // The first key above that of the threshold: by halves, for a threshold may lie between two numbers of the format.
-    uint32_t below = 0, above = (F::kInfinity | kSign) + 1;
-    while (above - below > 1) {
-      const uint32_t middle = below + (above - below) / 2;
-      (value_of<F>(middle) > *threshold ? above : below) = middle;
-    }
-    return above;
+    NumberOf<F> number;
+    from_number(static_cast<float>(*threshold), number);
+    return key_of<F>(bits_as<typename F::Bits>(number)) + 1;
   }
 
  private:
-  // Of a key that is no NaN's; keys between two of the format's numbers belong to the lower one.
   template <class F>
-  static double value_of(uint32_t key) {
-    const bool negative = !(key & kSign);
-    const uint32_t bits = ((negative ? ~key : key) & ~kSign) >> F::kShift;
-    const int digits = F::kDigits;
-    const uint32_t exponent = bits >> digits, fraction = bits & ((1u << digits) - 1);
-    const uint32_t highest = (F::kInfinity >> F::kShift) >> digits;
-    const int bias = static_cast<int>(highest >> 1);
-    const double value = exponent == highest ? HUGE_VAL
-                         : exponent == 0
-                             ? std::ldexp(fraction, 1 - bias - digits)
-                             : std::ldexp(fraction + (1u << digits), static_cast<int>(exponent) - bias - digits);
-    return negative ? -value : value;
-  }
+  using NumberOf = std::conditional_t<std::is_same_v<F, Float32Format>, float,
+                                      std::conditional_t<std::is_same_v<F, Float16Format>, Half, BFloat16>>;
 };
 
 // f(format) for the format of the scores.
 template <class Function>
 void with_format(ScalarType type, const Function& f) {
   if (type == ScalarType::Float) {
-    f(Float32{});
+    f(Float32Format{});
   } else if (type == ScalarType::Half) {
-    f(Float16{});
+    f(Float16Format{});
   } else {
-    f(BFloat16{});
+    f(BFloat16Format{});
   }
 }
 

@@ -134,11 +134,11 @@ void topk_per_level(const typename F::Bits* scores, int64_t images, const Levels
   });
 }
 
-template void topk_per_level<Float32>(const uint32_t*, int64_t, const Levels&, uint32_t, uint32_t, uint32_t*, int64_t*,
-                                      ParallelFor);
-template void topk_per_level<Float16>(const uint16_t*, int64_t, const Levels&, uint32_t, uint16_t, uint16_t*, int64_t*,
-                                      ParallelFor);
-template void topk_per_level<BFloat16>(const uint16_t*, int64_t, const Levels&, uint32_t, uint16_t, uint16_t*, int64_t*,
-                                       ParallelFor);
+template void topk_per_level<Float32Format>(const uint32_t*, int64_t, const Levels&, uint32_t, uint32_t, uint32_t*,
+                                            int64_t*, ParallelFor);
+template void topk_per_level<Float16Format>(const uint16_t*, int64_t, const Levels&, uint32_t, uint16_t, uint16_t*,
+                                            int64_t*, ParallelFor);
+template void topk_per_level<BFloat16Format>(const uint16_t*, int64_t, const Levels&, uint32_t, uint16_t, uint16_t*,
+                                             int64_t*, ParallelFor);
 
 }  // namespace libra

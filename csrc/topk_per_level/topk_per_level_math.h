@@ -15,18 +15,16 @@ constexpr int kMaxLevels = 16;
 constexpr int64_t kMaxLevelSize = int64_t(1) << 31;
 constexpr int64_t kMaxTake = int64_t(1) << 30;
 
-// Floats of one format by their bits: an unsigned integer of their width, the bits of their infinity, and how many bits
-// the fraction has.
-template <class Bits_, uint32_t kInfinityBits, int kFractionBits>
+// Floats of one format by their bits: an unsigned integer of their width, and the bits of their infinity.
+template <class Bits_, uint32_t kInfinityBits>
 struct Format {
   using Bits = Bits_;
-  static constexpr int kDigits = kFractionBits;
   static constexpr int kShift = 32 - 8 * static_cast<int>(sizeof(Bits));
   static constexpr uint32_t kInfinity = kInfinityBits << kShift;
 };
-using Float32 = Format<uint32_t, 0x7f800000u, 23>;
-using Float16 = Format<uint16_t, 0x7c00u, 10>;
-using BFloat16 = Format<uint16_t, 0x7f80u, 7>;
+using Float32Format = Format<uint32_t, 0x7f800000u>;
+using Float16Format = Format<uint16_t, 0x7c00u>;
+using BFloat16Format = Format<uint16_t, 0x7f80u>;
 
 constexpr uint32_t kSign = 0x80000000u;
 

@@ -20,22 +20,22 @@ extern "C" int run_encode(const float* references, const float* targets, const i
                                            nullptr);
 }
 
-// gradient: null for the forward.
+// gradient: null for the forward. Of the backward `index` rises, and `boxes` is the gradient of all rows.
 extern "C" int run_decode(const float* gradient, const float* references, const float* deltas, const int64_t* index,
                           const float* sizes, float* boxes, int64_t images, int64_t rows, int64_t slots,
                           int64_t classes, int64_t shared, const float* stds) {
   const libra::DecodeTensors<float> tensors{reinterpret_cast<const Four<float>*>(references),
                                             reinterpret_cast<const Four<float>*>(deltas),
-                                            index,
+                                            gradient ? nullptr : index,
                                             sizes,
                                             reinterpret_cast<Four<float>*>(boxes),
                                             images,
                                             rows,
-                                            slots,
+                                            gradient ? rows : slots,
                                             classes,
                                             shared != 0,
                                             {stds[0], stds[1], stds[2], stds[3]}};
-  return gradient
-             ? libra::launch_decode_boxes_backward(reinterpret_cast<const Four<float>*>(gradient), tensors, nullptr)
-             : libra::launch_decode_boxes(tensors, nullptr);
+  if (!gradient) return libra::launch_decode_boxes(tensors, nullptr);
+  return libra::launch_decode_boxes_backward<float>(
+      {reinterpret_cast<const Four<float>*>(gradient), index, slots, classes}, tensors, nullptr);
 }

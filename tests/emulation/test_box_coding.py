@@ -49,18 +49,31 @@ def test_decode(emulate, shared, indexed, classes):
     assert torch.equal(boxes, expected)
 
 
-def test_decode_backward(emulate):
+@pytest.mark.parametrize(("indexed", "classes"), [(False, 2), (True, 2), (True, 1)])
+def test_decode_backward(emulate, indexed, classes):
     references = random_boxes(2, 130, seed=1)
-    deltas = (torch.randn(2, 130, 2, 4, generator=torch.Generator().manual_seed(2)) * 9).requires_grad_()
+    deltas = (torch.randn(2, 130, classes, 4, generator=torch.Generator().manual_seed(2)) * 9).requires_grad_()
     sizes = torch.tensor([[50.0, 80.0], [90.0, 40.0]])
-    boxes = decode_boxes(references, deltas, delta_stds=STDS.tolist(), sizes=sizes)
+    index = random_index(2, 270, high=100).sort(dim=1).values if indexed else None
+    boxes = decode_boxes(references, deltas, index=index, delta_stds=STDS.tolist(), sizes=sizes)
     incoming = torch.randn(boxes.shape, generator=torch.Generator().manual_seed(3))
     (expected,) = torch.autograd.grad(boxes, deltas, incoming)
-    found = empty(2, 130, 2, 4)
-    arguments = (2, 130, 130, 2, False, STDS)
+    found = empty(2, 130, classes, 4)
+    arguments = (2, 130, boxes.shape[1], classes, False, STDS)
     kernels = emulate("box_coding")
-    kernels.run("run_decode", incoming, references, deltas.detach(), None, sizes, out(found), *arguments)
+    kernels.run("run_decode", incoming, references, deltas.detach(), index, sizes, out(found), *arguments)
     assert torch.equal(found, expected)
+
+
+def test_slots_out_of_range_have_no_part_in_the_gradient(emulate):
+    references, deltas = random_boxes(3, seed=1), torch.zeros(1, 3, 1, 4)
+    index = torch.tensor([[-(2**40), -1, 1, 1, 3, 2**40]])
+    incoming, found = torch.rand(1, 6, 1, 4, generator=torch.Generator().manual_seed(2)), empty(1, 3, 1, 4)
+    kernels = emulate("box_coding")
+    kernels.run("run_decode", incoming, references, deltas, index, None, out(found), 1, 3, 6, 1, True, STDS)
+    of_two, again = incoming[:, 2:3] + incoming[:, 3:4], empty(1, 3, 1, 4)
+    kernels.run("run_decode", of_two, references, deltas, index[:, 2:3], None, out(again), 1, 3, 1, 1, True, STDS)
+    assert torch.equal(found, again) and found[0, 1].any() and not found[0, [0, 2]].any()
 
 
 def test_an_index_out_of_range_gives_nan_and_reads_nothing(emulate):

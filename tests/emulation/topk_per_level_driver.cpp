@@ -29,13 +29,13 @@ extern "C" int topk_capacity(const int64_t* level_sizes, int64_t* capacity, int6
 extern "C" int run_topk_float32(const uint32_t* scores, const int64_t* level_sizes, int64_t images, int64_t levels,
                                 int64_t k, int64_t lowest, uint32_t* counters, libra::TopkState* states, uint64_t* list,
                                 uint32_t* lengths, uint32_t* values, int64_t* index) {
-  return run<libra::Float32>(scores, level_sizes, images, levels, k, lowest, counters, states, list, lengths, values,
-                             index);
+  return run<libra::Float32Format>(scores, level_sizes, images, levels, k, lowest, counters, states, list, lengths,
+                                   values, index);
 }
 
 extern "C" int run_topk_bfloat16(const uint16_t* scores, const int64_t* level_sizes, int64_t images, int64_t levels,
                                  int64_t k, int64_t lowest, uint32_t* counters, libra::TopkState* states,
                                  uint64_t* list, uint32_t* lengths, uint16_t* values, int64_t* index) {
-  return run<libra::BFloat16>(scores, level_sizes, images, levels, k, lowest, counters, states, list, lengths, values,
-                              index);
+  return run<libra::BFloat16Format>(scores, level_sizes, images, levels, k, lowest, counters, states, list, lengths,
+                                    values, index);
 }

@@ -58,7 +58,7 @@ def outcome(function: Callable, call: Call, convert: Callable, **more: object):
     try:
         result = function(**arguments, **more)
     except (TypeError, ValueError) as error:
-        named = re.match(r"(\w+)(\.\w+)?: ", str(error))
+        named = re.match(r"(\w+)(\[\d+\])?(\.\w+)?: ", str(error))
         assert named and named.group(1) in inspect.signature(function).parameters, error
         assert len(str(error)) < 400
         if not call.wrong:

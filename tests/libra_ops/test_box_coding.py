@@ -160,9 +160,46 @@ def test_gradients_equal_those_of_the_twin():
         assert gradients[0].any()
 
 
-def test_differentiable_once():
-    deltas = random_deltas(1, 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(decode_boxes(random_boxes(3), deltas).sum(), deltas, create_graph=True)
+def decoded_with_gradient(references: Tensor, deltas: Tensor, index: Tensor | None, incoming: Tensor) -> Tensor:
+    leaf = deltas.detach().clone().requires_grad_()
+    boxes = decode_boxes(references, leaf, index=index, delta_stds=STDS, sizes=SIZES.to(deltas.device))
+    return torch.autograd.grad(boxes, leaf, incoming)[0]
+
+
+@pytest.mark.parametrize("classes", [1, 3])
+def test_the_gradient_of_a_row_is_the_sum_over_its_slots_in_their_order(classes):
+    """Bit for bit, for any number of threads: as if the incoming gradients had been added up one after the other."""
+    references, deltas = random_boxes(300), random_deltas(2, 300, classes)
+    index = random_index(2, 4000, high=100) * 3  # each row some 40 times, two of three never
+    incoming = torch.randn(2, 4000, classes, 4, generator=torch.Generator().manual_seed(4))
+    sums = torch.zeros_like(deltas)
+    for image in range(2):
+        for slot, row in enumerate(index[image].tolist()):
+            sums[image, row] += incoming[image, slot]
+    expected = decoded_with_gradient(references, deltas, None, sums)
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            assert torch.equal(decoded_with_gradient(references, deltas, index, incoming), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_row_that_no_slot_has_gets_no_gradient_whatever_it_holds():
+    references, deltas, index = random_boxes(9), random_deltas(2, 9), torch.tensor([[4, 4, 2], [2, 4, 4]])
+    references[3], deltas[0, 7], references[4, 0] = math.nan, math.inf, math.nan
+    gradient = decoded_with_gradient(references, deltas, index, torch.ones(2, 3, 4))
+    assert not gradient[:, [0, 1, 3, 5, 6, 7, 8]].any()
+    assert gradient[:, 4].isnan().any() and gradient[:, 2].isfinite().all()
+
+
+@pytest.mark.parametrize("with_index", [False, True])
+def test_differentiable_once(with_index):
+    deltas, index = random_deltas(1, 3).requires_grad_(), torch.tensor([[2, 2]]) if with_index else None
+    (gradient,) = torch.autograd.grad(
+        decode_boxes(random_boxes(3), deltas, index=index).sum(), deltas, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="decode_boxes: differentiable once"):
         gradient.sum().backward()
 
@@ -203,7 +240,11 @@ def test_opcheck():
     torch.library.opcheck(ops.encode_boxes, (references, random_boxes(2, 4), index, index % 4, stds))
     torch.library.opcheck(ops.decode_boxes, (references, deltas, index, stds, SIZES))
     torch.library.opcheck(ops.decode_boxes, (references, deltas.clone().requires_grad_(), None, stds, SIZES))
-    torch.library.opcheck(ops.decode_boxes_backward, (torch.rand(2, 5, 2, 4), references, deltas, stds, None))
+    torch.library.opcheck(ops.decode_boxes, (references, deltas.clone().requires_grad_(), index, stds, None))
+    rising = index.sort(dim=1).values
+    for slots, chosen in ((5, None), (3, rising)):
+        arguments = (torch.rand(2, slots, 2, 4), references, deltas, chosen, stds, None)
+        torch.library.opcheck(ops.decode_boxes_backward, arguments)
 
 
 def test_compile_and_fake_tensors():
@@ -247,9 +288,8 @@ BOXES, DELTAS, INDEX = torch.ones(3, 4), torch.ones(2, 3, 4), torch.zeros(2, 5, 
         (decode_boxes, (BOXES, DELTAS), {"index": INDEX.int()}, TypeError, "index: expected dtype int64"),
         (decode_boxes, (BOXES, DELTAS), {"sizes": SIZES[0]}, ValueError, r"sizes: expected shape \[2, 2\]"),
         (decode_boxes, (BOXES, DELTAS), {"sizes": SIZES > 0}, TypeError, "sizes: expected a floating or integer"),
-        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1.0, 1.0)}, ValueError, "delta_stds: expected 4 numbers, got"),
+        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1.0, 1.0)}, ValueError, "delta_stds: expected 4 numbers > 0"),
         (decode_boxes, (BOXES, DELTAS), {"delta_stds": BOXES[0]}, TypeError, "delta_stds: expected 4 numbers, got Ten"),
-        (decode_boxes, (BOXES, DELTAS), {"delta_stds": (1, 1, 0, 1)}, ValueError, "delta_stds: expected a finite num"),
         (decode_boxes, (BOXES.clone().requires_grad_(), DELTAS), {}, ValueError, "references: expected a tensor with"),
         (encode_boxes, (BOXES, DELTAS[:, :2]), {}, ValueError, r"targets: expected as many slots as references \(3\)"),
         (encode_boxes, (BOXES, DELTAS), {"index": INDEX}, ValueError, r"targets: expected as many .* \(5\), got 3"),
@@ -261,11 +301,29 @@ def test_errors_name_the_argument(function, arguments, options, error, message):
         function(*arguments, **options)
 
 
-@pytest.mark.parametrize("position", [-1, 3, 2**40])
-def test_an_index_out_of_range_is_an_error(position):
+@pytest.mark.parametrize(
+    "number", [0, -1.0, math.nan, math.inf, 1e39, 3.4028236e38, 2.0**-150, pytest.param(10**400, id="huge")]
+)
+@pytest.mark.parametrize("function", [decode_boxes, encode_boxes])
+def test_delta_stds_are_within_the_range_of_float32(function, number):
+    """Of float64 boxes too: a number that is 0 or infinite in float32 is no deviation."""
+    for dtype in (torch.float32, torch.float64):
+        expected = r"delta_stds: expected 4 numbers > 0 within float32's range, got (\(1, 1, |a value of type tuple)"
+        with pytest.raises(ValueError, match=expected):
+            function(BOXES.to(dtype), DELTAS.to(dtype), delta_stds=(1, 1, number, 1))
+    with pytest.raises(TypeError, match="delta_stds: expected a number, got str"):
+        function(BOXES, DELTAS, delta_stds=(1, 1, "1", 1))
+    for accepted in (3.4028234e38, 1e-44):
+        function(BOXES, DELTAS, delta_stds=(1, 1, accepted, 1))
+
+
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("position", [-1, -3, 3, 5_000_000, 2**40])
+def test_an_index_out_of_range_is_an_error(position, with_gradient):
     index = torch.full((2, 5), 1).index_fill(1, torch.tensor([4]), position)
+    deltas = DELTAS.clone().requires_grad_(with_gradient)
     with pytest.raises(RuntimeError, match="decode_boxes: index out of range"):
-        decode_boxes(BOXES, DELTAS, index=index)
+        decode_boxes(BOXES, deltas, index=index)
     with pytest.raises(RuntimeError, match="encode_boxes: index out of range"):
         encode_boxes(BOXES, DELTAS, index=index, target_index=index)
 
@@ -285,6 +343,8 @@ def test_the_operators_check_too():
         ops.decode_boxes(BOXES[:2], DELTAS[:, :, None], None, STDS, None)
     with pytest.raises(RuntimeError, match="delta_stds: expected 4 numbers, got 1"):
         ops.decode_boxes(BOXES, DELTAS[:, :, None], None, [1.0], None)
+    with pytest.raises(RuntimeError, match="grad: expected size 5 in dimension 1, got 3"):
+        ops.decode_boxes_backward(DELTAS[:, :, None], BOXES, DELTAS[:, :, None], INDEX, STDS, None)
     with pytest.raises(RuntimeError, match="targets: expected 3 slots like references, got 2"):
         ops.encode_boxes(BOXES, DELTAS[:, :2], None, None, STDS)
 
@@ -300,5 +360,34 @@ def test_cuda_equals_the_cpu():
     expected = encode_boxes(references, targets, index=index, target_index=target_index)
     found = encode_boxes(references.cuda(), targets.cuda(), index=index.cuda(), target_index=target_index.cuda())
     assert torch.equal(found.cpu(), expected)
-    wrong = decode_boxes(references.cuda(), deltas.cuda(), index=index.cuda() + 700)
-    assert wrong.isnan().all()
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("with_gradient", [False, True])
+@pytest.mark.parametrize("position", [-1, 700, 5_000_000])
+def test_cuda_an_index_out_of_range_gives_nan(position, with_gradient):
+    references, index = random_boxes(700).cuda(), random_index(2, 500, high=700)
+    deltas = random_deltas(2, 700).cuda().requires_grad_(with_gradient)
+    expected = decode_boxes(references, deltas.detach(), index=index.cuda())
+    index[:, 3::7] = position
+    found = decode_boxes(references, deltas, index=index.cuda())
+    inside = (index != position).cuda()
+    assert found[~inside].isnan().all() and torch.equal(found[inside], expected[inside])
+    if with_gradient:  # which those slots have no part in
+        incoming = torch.randn(2, 500, 4, generator=torch.Generator().manual_seed(4)).cuda()
+        (gradient,) = torch.autograd.grad(found, deltas, incoming)
+        leaf, index = deltas.detach().requires_grad_(), index.where(inside.cpu(), 0).cuda()
+        incoming = incoming.where(inside[..., None], 0.0)
+        (expected,) = torch.autograd.grad(decode_boxes(references, leaf, index=index), leaf, incoming)
+        assert torch.equal(gradient, expected)
+
+
+@pytest.mark.cuda
+def test_cuda_the_gradient_is_deterministic():
+    """And the CPU's, bit for bit: the slots of a row are added up in their order."""
+    references, deltas, index = random_boxes(700), random_deltas(2, 700, 3), random_index(2, 9000, high=300)
+    incoming = torch.randn(2, 9000, 3, 4, generator=torch.Generator().manual_seed(4))
+    expected = decoded_with_gradient(references, deltas, index, incoming)
+    for _ in range(3):
+        found = decoded_with_gradient(*(x.cuda() for x in (references, deltas, index, incoming)))
+        assert torch.equal(found.cpu(), expected)

@@ -6,7 +6,7 @@ import torchvision
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from libra_ops import box_iou, box_regression_loss, reference
+from libra_ops import box_iou, box_regression_loss, decode_boxes, reference
 
 KINDS = ("iou", "giou", "diou", "ciou")
 REDUCTIONS = ("none", "sum", "mean")
@@ -299,14 +299,46 @@ ONES = torch.ones(2, 4)
         ((ONES, ONES), {"references": torch.ones(3, 4)}, ValueError, r"references: .* broadcasts to pred's \[2, 4\]"),
         ((ONES, ONES), {"references": ONES.clone().requires_grad_()}, ValueError, r"references: .*detach\(\)"),
         ((ONES, ONES), {"delta_stds": STDS}, ValueError, "delta_stds: expected references beside it"),
-        ((ONES, ONES), {"references": ONES, "delta_stds": (1, 1)}, ValueError, "delta_stds: expected four numbers"),
-        ((ONES, ONES), {"references": ONES, "delta_stds": 1.0}, TypeError, "delta_stds: expected a tensor or four"),
+        ((ONES, ONES), {"references": ONES, "delta_stds": (1, 1)}, ValueError, "delta_stds: expected 4 numbers > 0"),
+        ((ONES, ONES), {"references": ONES, "delta_stds": 1.0}, TypeError, "delta_stds: expected a tensor or 4"),
         ((ONES, ONES), {"reduction": "avg"}, ValueError, "reduction: expected one of 'none', 'sum', 'mean', got 'avg'"),
     ],
 )
 def test_errors_name_the_argument(arguments, options, error, message):
     with pytest.raises(error, match=message):
         box_regression_loss(*arguments, **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_what_decode_boxes_does(kind):
+    """Bit for bit, on both sides of the clip: the exponential is the same."""
+    moves, target, references = deltas(500), boxes(500, seed=1), boxes(500, seed=2)
+    inside = box_regression_loss(moves, target, kind, references=references, delta_stds=STDS)
+    outside = box_regression_loss(decode_boxes(references, moves, delta_stds=STDS), target, kind)
+    assert torch.equal(inside, outside)
+    wide = box_regression_loss(moves * 9, target, kind, references=references)
+    assert torch.equal(wide, box_regression_loss(decode_boxes(references, moves * 9), target, kind))
+
+
+@pytest.mark.parametrize(
+    "number", [0, -1.0, NAN, INFINITY, 1e39, 3.4028236e38, 2.0**-150, pytest.param(10**400, id="huge")]
+)
+def test_delta_stds_are_within_the_range_of_float32(number):
+    expected = r"delta_stds: expected 4 numbers > 0 within float32's range, got (\(|a value of type tuple)"
+    for dtype in (torch.float32, torch.float64):
+        pair = ONES.to(dtype)
+        with pytest.raises(ValueError, match=expected):
+            box_regression_loss(pair, pair, references=pair, delta_stds=(number, 1, 1, 1))
+    for accepted in (3.4028234e38, 1e-44):
+        box_regression_loss(ONES, ONES, references=ONES, delta_stds=(accepted, 1, 1, 1))
+
+
+def test_a_gradient_that_float16_cannot_hold_is_infinite():
+    """As the docstring says; in bfloat16 and float32 it is finite."""
+    line = torch.tensor([[0.0, 0.0, 1.0, 0.0]])  # a change of its height is divided by 1e-6 px^2
+    for dtype, finite in ((torch.float32, True), (torch.bfloat16, True), (torch.float16, False)):
+        gradient, _ = gradients(box_regression_loss, line.to(dtype), line.to(dtype), "giou")
+        assert bool(gradient.isfinite().all()) is finite
 
 
 @pytest.mark.cuda

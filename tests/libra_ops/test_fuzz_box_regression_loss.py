@@ -63,7 +63,7 @@ def calls(draw) -> Call:
         shape = draw(st.sampled_from((leading, leading, leading[1:], (1,) * len(leading))))
         good["references"] = draw(boxes(shape))
         as_array = np.array(STDS, draw(st.sampled_from((np.float32, np.float64))))
-        good["delta_stds"] = draw(st.sampled_from((None, STDS, list(STDS), (1, 2, 0, np.float32(3)), as_array)))
+        good["delta_stds"] = draw(st.sampled_from((None, STDS, list(STDS), (1, 2, 1e-30, np.float32(3)), as_array)))
     if calm:
         good |= {name: tame(good[name]) for name in ("pred", "target", "references") if good[name] is not None}
     call = Call(good)
@@ -78,7 +78,7 @@ def calls(draw) -> Call:
         "reduction": ["Sum", *WORDS],
         "references": [*WORDS[1:], np.ones((*leading, 2), np.float32), np.ones((7, 4)), odd, odd > 0, constant],
         "delta_stds": [*WORDS[1:], 1.0, (1, 1, 1), np.ones(5), np.array(0.5), np.ones(4, np.int64), constant]
-        + [(1, number, 1, 1) for number in NO_NUMBERS],
+        + [(1, number, 1, 1) for number in (*NO_NUMBERS, 0, 1e39, 1e-46)],
     }
     return call.replace(name, draw(st.sampled_from(bad[name]))) if name else call
 

@@ -1,7 +1,6 @@
 """Fuzz of integrate_pyramid, scatter_pyramid and their backward. What is drawn, and what may come out: fuzzing.py."""
 
 import functools
-import re
 from collections.abc import Callable
 
 import numpy as np
@@ -118,19 +117,6 @@ def conversion(draw) -> Callable:
     return convert
 
 
-def named(function: Callable) -> Callable:
-    """With errors of `features`, not of one of its maps."""
-
-    @functools.wraps(function)
-    def call(**arguments):
-        try:
-            return function(**arguments)
-        except (TypeError, ValueError) as error:
-            raise type(error)(re.sub(r"^features\[\d\]: ", "features: ", str(error))) from None
-
-    return call
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", FUNCTIONS)
 @fuzz
@@ -144,7 +130,7 @@ def test_pyramid(name, dtype, data):
         laid_out.update({key: found for key, given in call.arguments.items() if given is value})
         return found
 
-    result = outcome(named(function), call, convert_and_keep)
+    result = outcome(function, call, convert_and_keep)
     if result is None:
         return
     results = as_list(result)

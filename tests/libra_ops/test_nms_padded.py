@@ -111,6 +111,16 @@ def test_what_takes_no_part():
     assert found.index[found.valid].tolist() == [4]
 
 
+@pytest.mark.parametrize("threshold", [0.05, 0.7, 1 / 3])
+def test_a_score_equal_to_the_rounded_threshold_is_not_above_it(threshold):
+    """As in PyTorch's scores > threshold: float32's 0.05 is larger than the number 0.05, but not above it."""
+    rounded = torch.tensor(threshold)
+    scores = torch.stack((rounded, torch.nextafter(rounded, torch.tensor(1.0))))[None]
+    boxes = torch.tensor([[[0.0, 0, 10, 10], [20, 20, 30, 30]]])
+    found = nms_padded(boxes, scores, score_threshold=threshold, **RULES)
+    assert torch.equal(found.valid.sum(1), (scores > threshold).sum(1)) and found.index[found.valid].tolist() == [1]
+
+
 def test_boxes_without_area_do_not_suppress_each_other():
     boxes = torch.tensor([[[5.0, 5, 5, 5], [5, 5, 5, 5], [0, 0, 10, 10], [5, 0, 5, 10]]])
     found = nms_padded(boxes, torch.tensor([[0.1, 0.2, 0.3, 0.4]]), iou_threshold=0.0, max_output=4)

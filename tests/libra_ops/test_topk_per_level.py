@@ -47,6 +47,23 @@ def test_threshold(dtype, threshold):
     check(with_peculiar_values(random_scores()).to(dtype), LEVELS, 100, threshold)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "threshold", [0.05, 0.1, 0.3, 1 / 3, -0.7, 1.0, 1 + 2**-11 + 2**-40, 2.9e-8, 65519.9, 1e300, -1e300]
+)
+def test_a_score_equal_to_the_rounded_threshold_is_not_above_it(dtype, threshold):
+    """As in PyTorch's scores > threshold: float32's 0.05 is larger than the number 0.05, but not above it."""
+    rounded = torch.tensor(threshold, dtype=dtype)
+    below, above = (torch.nextafter(rounded, rounded.new_tensor(limit)) for limit in (-math.inf, math.inf))
+    scores = torch.stack((below, rounded, above, rounded.new_tensor(math.nan)))[None]
+    values, index = topk_per_level(scores, [4], 4, threshold=threshold)
+    wanted = [2] if above > rounded else []  # nothing is above infinity
+    assert (scores > threshold)[0].nonzero()[:, 0].tolist() == wanted
+    assert index.tolist() == [wanted + [0] * (4 - len(wanted))]
+    assert (values[0, len(wanted) :] == -math.inf).all()
+    check(scores, [4], 4, threshold)
+
+
 def test_slots_that_are_left_over_can_be_gathered_with():
     values, index = topk_per_level(torch.tensor([[3.0, 1.0, 2.0, 0.0, 0.0]]), [3, 2], 2, threshold=2.5)
     assert values.tolist() == [[3.0, -math.inf, -math.inf, -math.inf]]
