@@ -77,7 +77,7 @@ def loaded_over_trained(size: tuple[int, int], step: str, images: int, *names: s
         rates = [
             quotient(case["images"], case["sides"][OURS].get("median"))
             for case in run["cases"]
-            if case["subject"] == "loader" and case["case"].startswith(beginning) and case["source"] == photos.BCCD
+            if case["subject"] == "loader" and case["case"].startswith(beginning) and case.get("source") == photos.BCCD
         ]
         best = max((one for one in rates if one is not None), default=None)
         return quotient(best, quotient(images, fastest(run, step, *names)))
