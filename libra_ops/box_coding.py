@@ -39,6 +39,7 @@ def encode_boxes(
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; the message names it.
+        RuntimeError: on CUDA, more than 2^31 - 1 blocks of up to 256 boxes of an image.
 
     Source: Girshick et al., R-CNN, CVPR 2014, appendix C; mmdetection's DeltaXYWHBBoxCoder.
 
@@ -102,6 +103,7 @@ def decode_boxes(
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device, or a constant that requires a
             gradient; the message names it.
         NotImplementedError: an argument with a tangent of forward-mode differentiation.
+        RuntimeError: on CUDA, more than 2^31 - 1 blocks of up to 256 boxes of an image.
 
     Source: Girshick et al., R-CNN, CVPR 2014, appendix C; mmdetection's DeltaXYWHBBoxCoder.
 

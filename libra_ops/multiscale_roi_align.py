@@ -54,6 +54,7 @@ def multiscale_roi_align(
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape, range or device; the message names it.
         NotImplementedError: an argument with a tangent of forward-mode differentiation.
+        RuntimeError: on CUDA, 2^31 boxes or more, or more than 4,194,240 channels.
 
     Source: He et al., Mask R-CNN, ICCV 2017 (RoIAlign; torchvision.ops.roi_align with aligned=True gives the same on
     each level); Lin et al., Feature Pyramid Networks, CVPR 2017, eq. 1, with 56 = 224 / 4.

@@ -38,6 +38,8 @@ def integrate_pyramid(features: Sequence[Tensor], *, level: int) -> Tensor:
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; the message names it.
         NotImplementedError: features with a tangent of forward-mode differentiation.
+        RuntimeError: on CUDA, more than 2^32 - 1 elements of the result, or of all the features' gradients; where
+            channels are neighbours in memory, as many packs of 16 bytes.
 
     Source: Pang et al., Libra R-CNN, CVPR 2019, section 3.2, eq. 4.
 
@@ -78,6 +80,8 @@ def scatter_pyramid(features: Sequence[Tensor], refined: Tensor, *, level: int) 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or device; the message names it.
         NotImplementedError: an argument with a tangent of forward-mode differentiation.
+        RuntimeError: on CUDA, more than 2^32 - 1 elements of all results; where channels are neighbours in memory, as
+            many packs of 16 bytes.
 
     Source: Pang et al., Libra R-CNN, CVPR 2019, section 3.2.
 

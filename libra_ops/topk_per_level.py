@@ -35,10 +35,14 @@ def topk_per_level(
         -inf and the index of the level's first score, which can be gathered with. The order is the same on the CPU and
         on CUDA, always. For values with a gradient: scores.gather(1, index).
 
-    Nothing waits for the GPU. Beside the results O(B T) memory is used.
+    Nothing waits for the GPU. Memory beside the results, on CUDA for each level of each image: 8 bytes a score, of at
+    most max(4096, 1.5 min(k, level size)) scores; where it has more, 48 KiB of counters. On the CPU for each level of
+    each image: 8 bytes for the k best of every max(2^17, 4 k) scores.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, dtype, shape or range; the message names it.
+        RuntimeError: on CUDA, more than 2^31 - 1 levels of all images, or blocks of about 8192 scores; or more than
+            44,739,242 levels of all images that take counters.
 
     Source: what detectors do before non-maximum suppression (Lin et al., FPN, CVPR 2017, section 4.1); torch.topk of
     each level, with ties and NaN settled.

@@ -85,11 +85,16 @@ __global__ void __launch_bounds__(kCodingThreads)
                     : Four<T>{});
 }
 
-// The three launches take any number of elements, 0 too; all pointers to rows are multiples of 16.
+inline int64_t coding_blocks(int64_t images, int64_t elements) {
+  return images * ((elements + kCodingThreads - 1) / kCodingThreads);
+}
+
+// The three launches take any number of elements that is no more than 2^31 - 1 blocks, 0 too; all pointers to rows are
+// multiples of 16.
 template <class... Parameters, class... Arguments>
 cudaError_t launch_coding(void (*kernel)(Parameters...), int64_t images, int64_t elements, cudaStream_t stream,
                           const Arguments&... arguments) {
-  const int64_t blocks = images * ((elements + kCodingThreads - 1) / kCodingThreads);
+  const int64_t blocks = coding_blocks(images, elements);
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   return launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(kCodingThreads), 0, stream, arguments...);

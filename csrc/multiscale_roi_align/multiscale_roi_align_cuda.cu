@@ -24,7 +24,8 @@ cudaError_t with_stored_type(ScalarType dtype, const F& f) {
 }
 
 void check_grid(const RoiAlignArguments& a, int64_t channels) {
-  STD_TORCH_CHECK(a.batch * a.slots < (int64_t{1} << 31), "boxes: expected less than 2^31 of them");
+  STD_TORCH_CHECK(a.batch * a.slots < (int64_t{1} << 31), "boxes: expected less than 2^31 of them, got ",
+                  a.batch * a.slots);
   STD_TORCH_CHECK(channels <= 65535 * kRoiChunk, "features: expected at most ", 65535 * kRoiChunk, " channels, got ",
                   channels);
 }

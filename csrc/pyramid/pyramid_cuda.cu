@@ -8,6 +8,16 @@
 namespace libra {
 namespace {
 
+// name: the argument whose sizes say how much is written; written: what is.
+void check_packs(cudaError_t error, const char* name, const PyramidTensors& written, const char* op) {
+  int64_t elements = 0;
+  for (const Tensor& map : written) elements += map.numel();
+  STD_TORCH_CHECK(error != kTooManyPacks, name, ": expected at most 2^32 - 1 elements of the results (or packs of 16 ",
+                  "bytes, of channels that are neighbours in memory), got ", elements,
+                  " elements; pass fewer images at a time");
+  check_launch(error, op);
+}
+
 std::tuple<Tensor, Tensor> integrate_cuda(PyramidTensors features, int64_t level, bool channels_last,
                                           int64_t index_bytes) {
   STD_TORCH_CHECK(!features.empty(), "features: expected 1 map at least");
@@ -19,9 +29,9 @@ std::tuple<Tensor, Tensor> integrate_cuda(PyramidTensors features, int64_t level
   with_types<__half, __nv_bfloat16>(mean, index, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
-    check_launch(launch_integrate<T, I>(channels_last, read_maps<T>(arguments), sizes, write_map<T>(mean),
-                                        index.numel() ? write<I>(index) : nullptr, current_stream(mean)),
-                 "integrate_pyramid");
+    check_packs(launch_integrate<T, I>(channels_last, read_maps<T>(arguments), sizes, write_map<T>(mean),
+                                       index.numel() ? write<I>(index) : nullptr, current_stream(mean)),
+                "features", {mean}, "integrate_pyramid");
   });
   return {mean, index};
 }
@@ -34,10 +44,9 @@ PyramidTensors integrate_backward_cuda(Tensor grad, Tensor index, std::vector<in
   with_types<__half, __nv_bfloat16>(gradient, where, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
-    check_launch(
-        launch_integrate_backward<T, I>(channels_last, read_map<T>(gradient), arguments.sizes(), read<I>(where),
-                                        write_maps<T>(arguments.maps, level), current_stream(gradient)),
-        "integrate_pyramid_backward");
+    check_packs(launch_integrate_backward<T, I>(channels_last, read_map<T>(gradient), arguments.sizes(), read<I>(where),
+                                                write_maps<T>(arguments.maps, level), current_stream(gradient)),
+                "heights, widths", arguments.maps, "integrate_pyramid_backward");
   });
   return arguments.maps;
 }
@@ -52,10 +61,10 @@ std::tuple<PyramidTensors, Tensor> scatter_cuda(PyramidTensors features, Tensor 
   with_types<__half, __nv_bfloat16>(map, index, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
-    check_launch(launch_scatter<T, I>(channels_last, read_maps<T>(arguments), read_map<T>(map), arguments.sizes(),
-                                      write_maps<T>(outputs, level), index.numel() ? write<I>(index) : nullptr,
-                                      current_stream(map)),
-                 "scatter_pyramid");
+    check_packs(launch_scatter<T, I>(channels_last, read_maps<T>(arguments), read_map<T>(map), arguments.sizes(),
+                                     write_maps<T>(outputs, level), index.numel() ? write<I>(index) : nullptr,
+                                     current_stream(map)),
+                "features", outputs, "scatter_pyramid");
   });
   return {outputs, index};
 }
@@ -69,9 +78,9 @@ Tensor scatter_backward_cuda(PyramidTensors grads, Tensor index, int64_t level, 
   with_types<__half, __nv_bfloat16>(result, where, [&](auto type, auto index_type) {
     using T = typename decltype(type)::type;
     using I = typename decltype(index_type)::type;
-    check_launch(launch_scatter_backward<T, I>(channels_last, read_maps<T>(arguments), sizes, read<I>(where),
-                                               write_map<T>(result), current_stream(result)),
-                 "scatter_pyramid_backward");
+    check_packs(launch_scatter_backward<T, I>(channels_last, read_maps<T>(arguments), sizes, read<I>(where),
+                                              write_map<T>(result), current_stream(result)),
+                "grads", {result}, "scatter_pyramid_backward");
   });
   return result;
 }

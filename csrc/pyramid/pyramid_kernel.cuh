@@ -16,6 +16,7 @@ namespace libra {
 
 constexpr int kPyramidThreads = 256;
 constexpr int64_t kMostPacks = UINT32_MAX;  // of a launch, whose items are counted in 32 bits: divisions are cheap
+constexpr cudaError_t kTooManyPacks = cudaErrorInvalidConfiguration;  // no launch of fewer gives it
 
 // What is computed with, and an offset in a window, which is as wide.
 template <class T>
@@ -313,7 +314,7 @@ cudaError_t launch_integrate(bool channels_last, const Pyramid<const T>& levels,
     constexpr int V = decltype(v)::value;
     const int64_t packs = sizes.batch * (sizes.channels / V) * sizes.height * sizes.width;
     if (packs == 0) return cudaSuccess;
-    if (packs > kMostPacks) return cudaErrorInvalidValue;
+    if (packs > kMostPacks) return kTooManyPacks;
     return launch(integrate_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads), 0,
                   stream, levels, sizes, mean, index, packs);
   });
@@ -329,7 +330,7 @@ cudaError_t launch_integrate_backward(bool channels_last, const Map<const T>& gr
     const LevelEnds ends = level_ends(levels, sizes, V);
     const int64_t packs = ends.end[kMostLevels - 1];
     if (packs == 0) return cudaSuccess;
-    if (packs > kMostPacks) return cudaErrorInvalidValue;
+    if (packs > kMostPacks) return kTooManyPacks;
     return launch(integrate_backward_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads),
                   0, stream, gradient, sizes, index, levels, ends, packs);
   });
@@ -346,7 +347,7 @@ cudaError_t launch_scatter(bool channels_last, const Pyramid<const T>& levels, c
     const LevelEnds ends = level_ends(levels, sizes, V);
     const int64_t packs = ends.end[kMostLevels - 1];
     if (packs == 0) return cudaSuccess;
-    if (packs > kMostPacks) return cudaErrorInvalidValue;
+    if (packs > kMostPacks) return kTooManyPacks;
     return launch(scatter_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads), 0, stream,
                   levels, refined, sizes, outputs, index, ends, ends.end[levels.refine], packs);
   });
@@ -361,7 +362,7 @@ cudaError_t launch_scatter_backward(bool channels_last, const Pyramid<const T>& 
     constexpr int V = decltype(v)::value;
     const int64_t packs = sizes.batch * (sizes.channels / V) * sizes.height * sizes.width;
     if (packs == 0) return cudaSuccess;
-    if (packs > kMostPacks) return cudaErrorInvalidValue;
+    if (packs > kMostPacks) return kTooManyPacks;
     return launch(scatter_backward_kernel<T, I, V, decltype(last)::value>, pyramid_grid(packs), dim3(kPyramidThreads),
                   0, stream, gradients, sizes, index, result, packs);
   });

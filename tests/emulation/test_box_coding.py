@@ -6,7 +6,7 @@ from torch import Tensor
 
 from libra_ops import decode_boxes, encode_boxes
 
-from .harness import empty, out
+from .harness import EmulationError, empty, out
 
 STDS = torch.tensor([0.1, 0.1, 0.2, 0.2])
 
@@ -97,3 +97,11 @@ def test_empty(emulate):
     kernels.run(
         "run_decode", None, torch.zeros(3, 4), torch.zeros(0, 3, 1, 4), None, None, boxes, 0, 3, 3, 1, True, STDS
     )
+
+
+def test_more_blocks_than_a_launch_has_are_refused(emulate):
+    kernels, row = emulate("box_coding"), torch.zeros(1, 4)
+    with pytest.raises(EmulationError, match="returned 9"):
+        kernels.run("run_encode", row, row, None, None, out(row), 2**30, 1, 1, 257, True, STDS)
+    with pytest.raises(EmulationError, match="returned 9"):
+        kernels.run("run_decode", None, row, row, None, None, out(row), 2**30, 1, 1, 257, True, STDS)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from libra_ops import reference
 
-from .harness import Kernels, empty, out
+from .harness import EmulationError, Kernels, empty, out
 
 # batch, channels, sizes: 16 bytes of channels (8 of float16) and not; windows that share cells; more than 256 threads.
 PYRAMIDS = [
@@ -91,3 +91,18 @@ def test_without_an_index(emulate):
     emulate("pyramid").run("run_scatter_float32", plan, levels, flat(maps[1:2], True), out(outputs), None)
     wanted = reference.integrate_pyramid(maps, 1)
     torch.testing.assert_close(*split(mean, [wanted.shape], True), wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_more_than_a_launch_can_count_is_refused(emulate, channels_last):
+    """1.2 x 2^32 elements, or packs of 4."""
+    plan = torch.tensor([1, 0, 81, 4 if channels_last else 1, channels_last, 65535, 972])
+    kernels, x = emulate("pyramid"), torch.zeros(4)
+    for name, arguments in {
+        "integrate": (x, out(x), None),
+        "integrate_backward": (x, None, out(x)),
+        "scatter": (x, x, out(x), None),
+        "scatter_backward": (x, None, out(x)),
+    }.items():
+        with pytest.raises(EmulationError, match="returned 9"):
+            kernels.run(f"run_{name}_float32", plan, *arguments)

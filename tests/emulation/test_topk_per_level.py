@@ -8,7 +8,7 @@ from torch import Tensor
 
 from libra_ops import reference
 
-from .harness import FOLDER, Kernels, empty, load, out
+from .harness import FOLDER, EmulationError, Kernels, empty, load, out
 
 
 def key_above(threshold: float) -> int:
@@ -17,20 +17,26 @@ def key_above(threshold: float) -> int:
     return (bits ^ (0xFFFFFFFF if bits >> 31 else 0x80000000)) + 1
 
 
+def room(kernels: Kernels, level_sizes: list[int], k: int) -> tuple[int, int]:
+    """How many levels of an image take counters, and how many candidates its lists hold."""
+    found = torch.zeros(2, dtype=torch.int64)
+    kernels.run("topk_room", torch.tensor(level_sizes), out(found), len(level_sizes), k)
+    return tuple(found.tolist())
+
+
 def topk(kernels: Kernels, scores: Tensor, level_sizes: list[int], k: int, threshold: float | None = None):
     images, levels = len(scores), len(level_sizes)
-    sizes, capacity = torch.tensor(level_sizes), torch.zeros(1, dtype=torch.int64)
-    kernels.run("topk_capacity", sizes, out(capacity), levels, k)
-    groups, passes, library = images * levels, kernels.library.topk_passes(), kernels.library
+    open_levels, listed = room(kernels, level_sizes, k)
+    sizes, passes, library = torch.tensor(level_sizes), kernels.library.topk_passes(), kernels.library
     slots = sum(min(size, k) for size in level_sizes)
     values, index = empty(images, slots, dtype=scores.dtype), empty(images, slots, dtype=torch.int64)
     kernels.run(
         f"run_topk_{str(scores.dtype).removeprefix('torch.')}",
         *(scores, sizes, images, levels, k, 0 if threshold is None else key_above(threshold)),
-        out(empty(passes, groups, library.topk_buckets(), dtype=torch.int32)),
-        out(empty(passes + 1, groups, 2, dtype=torch.int64)),
-        out(empty(groups, int(capacity), dtype=torch.int64)),
-        out(empty(2, groups, dtype=torch.int32)),
+        out(empty(passes, images * open_levels, library.topk_buckets(), dtype=torch.int32)),
+        out(empty(passes + 1, images * open_levels, 2, dtype=torch.int64)),
+        out(empty(images, listed, dtype=torch.int64)),
+        out(empty(2, images * levels, dtype=torch.int32)),
         *(out(values), out(index)),
     )
     return values, index
@@ -81,6 +87,22 @@ def test_threshold(emulate, threshold):
 
 def test_bfloat16_is_read_as_it_is(emulate):
     check(emulate("topk_per_level"), random_scores(1, 9000).bfloat16(), [9000], 50)
+
+
+def test_a_small_level_takes_memory_for_its_own_scores_alone():
+    kernels = load(FOLDER / "topk_per_level_driver.cpp", "random")
+    assert room(kernels, [4096, 5, 0], 1000) == (0, 4101)
+    assert room(kernels, [100_000, 4097, 300], 1000) == (2, 4096 + 4096 + 300)
+    assert room(kernels, [100_000, 6000, 6001], 4000) == (2, 6000 + 6000 + 6000)
+    assert room(kernels, [100_000, 5], 0) == (0, 0)
+
+
+def test_more_blocks_than_a_launch_has_are_refused(emulate):
+    kernels, x = emulate("topk_per_level"), torch.zeros(1)
+    workspace = [out(x)] * 6
+    for images, sizes in ((2**30, [1, 1]), (2**30, [1, 0]), (2**26, [5000])):
+        with pytest.raises(EmulationError, match="returned 9"):
+            kernels.run("run_topk_float32", x, torch.tensor(sizes), images, len(sizes), 1, 0, *workspace)
 
 
 def test_a_stale_workspace_does_not_matter():

@@ -21,8 +21,10 @@ int run(const typename F::Bits* scores, const int64_t* level_sizes, int64_t imag
 extern "C" int64_t topk_passes() { return libra::kPasses; }
 extern "C" int64_t topk_buckets() { return libra::kBuckets; }
 
-extern "C" int topk_capacity(const int64_t* level_sizes, int64_t* capacity, int64_t levels, int64_t k) {
-  *capacity = make_plan(level_sizes, levels, k, 0).capacity;
+// What an image takes of the workspace: [open levels, candidates on its lists].
+extern "C" int topk_room(const int64_t* level_sizes, int64_t* room, int64_t levels, int64_t k) {
+  const libra::TopkPlan plan = make_plan(level_sizes, levels, k, 0);
+  room[0] = plan.open_levels, room[1] = plan.listed();
   return 0;
 }
 

@@ -359,3 +359,12 @@ def test_cuda_reads_maps_that_no_vector_fits(dtype, memory_format):
         results, _ = run(integrate_pyramid, scatter_pyramid, cut, level)
         for result, wanted in zip(results, expected[0], strict=True):
             assert torch.equal(result.cpu(), wanted)
+
+
+@pytest.mark.cuda
+def test_cuda_says_which_argument_is_too_large():
+    if torch.cuda.mem_get_info()[0] < 10e9:
+        pytest.skip("needs 10 GB of free GPU memory")
+    x = torch.zeros(1, 1, 32768, 1024, dtype=torch.float16, device="cuda").expand(129, -1, -1, -1)
+    with pytest.raises(RuntimeError, match=r"features: expected at most 2\^32 - 1 elements .* got 4328521728"):
+        integrate_pyramid([x], level=0)

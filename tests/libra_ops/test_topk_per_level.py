@@ -207,3 +207,12 @@ def test_cuda_equals_the_cpu(dtype, threshold):
             found = topk_per_level(scores.cuda(), [300_000, 99_000, 1000], k, threshold=threshold)
             assert torch.equal(found[1].cpu(), expected[1])
             torch.testing.assert_close(found[0].cpu(), expected[0], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.cuda
+def test_cuda_says_which_argument_is_too_large():
+    if torch.cuda.mem_get_info()[0] < 6e9:
+        pytest.skip("needs 6 GB of free GPU memory")
+    scores = torch.zeros(2**30, 2, dtype=torch.float16, device="cuda")
+    with pytest.raises(RuntimeError, match=r"scores: expected .* at most 2\^31 - 1 blocks.* got 1073741824 images"):
+        topk_per_level(scores, [1, 1], 1)
