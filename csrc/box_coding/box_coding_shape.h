@@ -76,7 +76,7 @@ struct SlotGradients {
   LIBRA_HOST_DEVICE void find(int64_t image, int64_t row, int64_t& begin, int64_t& end) const {
     const int64_t first = image * slots, last = first + slots;
     begin = first + row;
-    end = begin + 1;
+    end = row < slots ? begin + 1 : begin;  // an index of no slots is null, too
     if (!index) return;
     int64_t high = last;
     for (begin = first; begin < high;) {

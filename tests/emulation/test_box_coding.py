@@ -89,6 +89,14 @@ def test_an_index_out_of_range_gives_nan_and_reads_nothing(emulate):
     assert found[0].isnan().all(1).tolist() == [False, True, True, True, False]
 
 
+def test_an_index_of_no_slots_gives_no_gradient(emulate):
+    references, deltas, found = random_boxes(3, seed=1), torch.zeros(1, 3, 1, 4), empty(1, 3, 1, 4)
+    # Null, as the index of an empty tensor is.
+    arguments = (torch.zeros(1, 0, 1, 4), references, deltas, None, None, out(found), 1, 3, 0, 1, True, STDS)
+    emulate("box_coding").run("run_decode", *arguments)
+    assert torch.equal(found, torch.zeros(1, 3, 1, 4))
+
+
 def test_empty(emulate):
     kernels = emulate("box_coding")
     nothing = torch.zeros(0, 4)

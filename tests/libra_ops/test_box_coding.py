@@ -194,6 +194,13 @@ def test_a_row_that_no_slot_has_gets_no_gradient_whatever_it_holds():
     assert gradient[:, 4].isnan().any() and gradient[:, 2].isfinite().all()
 
 
+def test_an_index_of_no_slots():
+    leaf = random_deltas(2, 300).requires_grad_()
+    boxes = decode_boxes(random_boxes(300), leaf, index=torch.zeros(2, 0, dtype=torch.int64))
+    assert boxes.shape == (2, 0, 4)
+    assert torch.equal(torch.autograd.grad(boxes.sum(), leaf)[0], torch.zeros(2, 300, 4))
+
+
 @pytest.mark.parametrize("with_index", [False, True])
 def test_differentiable_once(with_index):
     deltas, index = random_deltas(1, 3).requires_grad_(), torch.tensor([[2, 2]]) if with_index else None
