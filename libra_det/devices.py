@@ -1,5 +1,6 @@
 """Which device computes."""
 
+import platform
 import sys
 
 import torch
@@ -41,3 +42,16 @@ def choose_device(name: str) -> torch.device:
     if not built.startswith("yes"):
         raise ValueError(f"--device {name}: libra_ops was built without CUDA ({built}); {rebuild}")
     return torch.device("cuda", index)
+
+
+def amp_warning(device: torch.device) -> str | None:
+    """That bfloat16 is slow on this device: an x86 processor that has no instructions for it."""
+    if device.type != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
+        return None
+    has = [getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile")]
+    if None in has or any(supported() for supported in has):  # a torch that does not say is not asked
+        return None
+    return (
+        "this processor has neither AVX512-BF16 nor AMX, so a step in bfloat16 takes many times as long as in "
+        "float32: give --no-amp"
+    )

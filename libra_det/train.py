@@ -23,6 +23,7 @@ from libra_det.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from libra_det.config import Config
 from libra_det.data import DetectionDataset, load_annotations, make_loader
 from libra_det.data.check import describe
+from libra_det.devices import amp_warning
 from libra_det.distributed import ALONE, World
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
 from libra_det.interrupt import Interrupted, Interruptible
@@ -84,8 +85,8 @@ class Trainer:
                 f"{train_annotations.name}, which {world.size} processes could not share equally otherwise"
             )
         _print_data(self.dataset, self.eval_dataset)
-        warning = schedule_warning(config.train)
-        if warning and world.is_main:
+        warnings = [schedule_warning(config.train), amp_warning(device) if config.train.amp else None]
+        for warning in filter(None, warnings if world.is_main else []):
             print(f"libra: warning: {warning}", file=sys.stderr)
 
         torch.manual_seed(config.train.seed)

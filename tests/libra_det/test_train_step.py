@@ -68,6 +68,15 @@ def test_amp_computes_in_bfloat16(tiny_config, tmp_path, amp):
     assert math.isfinite(evaluation.metrics.voc_ap50)
 
 
+@pytest.mark.parametrize(("amp", "supported"), [(True, False), (True, True), (False, False)])
+def test_amp_on_a_processor_without_bfloat16_is_told(tiny_config, tmp_path, monkeypatch, capsys, amp, supported):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: supported)
+    new_trainer(tiny_config(amp=amp), tmp_path / "run")
+    assert ("give --no-amp" in capsys.readouterr().err) == (amp and not supported)
+
+
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_channels_last_reaches_images_weights_and_their_average(tiny_config, tmp_path, channels_last):
     trainer = new_trainer(tiny_config(epochs=1, channels_last=channels_last), tmp_path / "run")
