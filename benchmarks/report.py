@@ -24,7 +24,7 @@ KINDS = {"cpu": "CPU", "cuda": "GPU"}
 COMMANDS = {
     "cpu": "To measure: `python -m benchmarks --output benchmarks/results`.",
     "cuda": "To measure on a machine with a GPU: `OUT=runs/gpu benchmarks/gpu.sh`, then "
-    "`cp runs/gpu/cuda.json benchmarks/results && python -m benchmarks.report`.",
+    "`cp runs/gpu/cuda*.json benchmarks/results && python -m benchmarks.report`.",
 }
 INTRODUCTION = """\
 # Results

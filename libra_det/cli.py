@@ -23,7 +23,7 @@ from libra_det.commands.proposals import WriteProposals
 from libra_det.commands.train import Train
 from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
 from libra_det.recipes import recipe
-from libra_det.run_folder import read_config
+from libra_det.run_folder import is_free, read_config
 
 DEFAULT_RECIPE = "shapes"
 Command = Train | Eval | Predict | Convert | Export | WriteProposals | Check | Doctor
@@ -97,7 +97,8 @@ def _parse(arguments: list[str]) -> Command:
 
 def _starting_config(arguments: list[str]) -> Config:
     """What the flags of `libra train` change: the recipe, or the configuration of the run that is resumed or of the
-    weights to begin from.
+    weights to begin from. With a recipe or weights --resume begins a run where there is none yet, so that one command
+    serves the first start and all that follow.
 
     Raises:
         ValueError: an unknown recipe, --resume without a run, or weights that fit no recipe.
@@ -109,7 +110,9 @@ def _starting_config(arguments: list[str]) -> Config:
     parser.add_argument("--output", type=Path)
     parser.add_argument("--resume", action="store_true")
     known, _ = parser.parse_known_args(arguments)
-    if not known.resume:
+    named = known.recipe is not None or known.weights is not None
+    begins = known.resume and named and known.output is not None and is_free(known.output)
+    if not known.resume or begins:
         if known.recipe is None and known.weights is not None:
             return _config_of(known.weights, known.partial)
         return recipe(known.recipe or DEFAULT_RECIPE)

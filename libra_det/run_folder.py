@@ -49,6 +49,11 @@ def refuse_run(output: Path) -> None:
         )
 
 
+def is_free(output: Path) -> bool:
+    """Whether there is nothing in the folder, or no folder."""
+    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+
+
 def read_config(run: Path) -> Config:
     """The configuration that a run was started with.
 

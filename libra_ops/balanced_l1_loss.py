@@ -56,7 +56,7 @@ def balanced_l1_loss(
 
     Example:
         >>> balanced_l1_loss(torch.tensor([0.5]), torch.tensor([0.0]))
-        tensor([0.3711])
+        tensor([0.4006])
     """
     _checks.check_floating("pred", pred)
     _checks.check_floating("target", target)

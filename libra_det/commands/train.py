@@ -11,7 +11,7 @@ import tyro
 
 from libra_det.commands.common import quoted, resume_command
 from libra_det.config import Config
-from libra_det.run_folder import new_run_folder, refuse_run
+from libra_det.run_folder import is_free, new_run_folder, refuse_run
 
 if TYPE_CHECKING:
     import torch
@@ -31,7 +31,8 @@ class Train:
     output: Path | None = None
     """Folder of the run; none: runs/RECIPE, runs/RECIPE-2, ..."""
     resume: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Continue the run in --output from its newest checkpoint, with its configuration and the flags given now."""
+    """Continue the run in --output from its newest checkpoint, with its configuration and the flags given now; with
+    --recipe or --weights a run begins where there is none yet."""
     weights: Path | None = None
     """Run or file to begin from: a published .pth, ...; without --recipe its own. Other classes begin at random."""
     partial: tyro.conf.FlagCreatePairsOff[bool] = False
@@ -59,7 +60,9 @@ class Train:
             trainer = resume(self.output, device, self.config, world)
         else:
             trainer = self._trainer(world, device)
-        if not self.resume:  # only now, when the data was read: a mistake in the command leaves no folder
+        if not self.resume or world.from_main(
+            lambda: is_free(self.output)
+        ):  # only now, when the data was read: a mistake in the command leaves no folder
             trainer.run = world.from_main(lambda: new_run_folder(self.output, self.config.recipe))
         run = trainer.run
         processes = f"{device}, {world.size} processes" if world.size > 1 else f"{device}"

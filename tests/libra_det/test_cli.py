@@ -128,6 +128,20 @@ def test_run_folders_are_numbered_and_never_overwritten(tmp_path, monkeypatch):
         new_run_folder(Path("mine"), "shapes")
 
 
+def test_one_command_begins_a_run_and_continues_it(tiny_config, tmp_path, capsys, monkeypatch):
+    """As torchrun and job schedulers want it; without a recipe a mistyped folder is no new run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny_config(epochs=1), recipe=name))
+    command = ("train", "--recipe", "shapes", "--output", "run", "--device", "cpu", "--resume")
+    assert run_cli(*command) == 0 and "trained in" in capsys.readouterr().out
+    assert run_cli(*command, "--epochs", 2) == 0 and read_config(Path("run")).train.epochs == 2
+    assert run_cli("train", "--output", "rum", "--resume", "--device", "cpu") == 2
+    assert "rum: not a run folder" in capsys.readouterr().err and not Path("rum").exists()
+    Path("notes").mkdir()
+    Path("notes", "mine.txt").write_text("not a run")
+    assert run_cli("train", "--recipe", "shapes", "--output", "notes", "--resume", "--device", "cpu") == 2
+
+
 def test_a_day_of_a_user(tiny_config, tiny_data, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny_config(epochs=1), recipe=name))
