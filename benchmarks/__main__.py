@@ -25,9 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "names", nargs="*", metavar="name", help=f"subjects (default: all): {', '.join([*SUBJECTS, *GROUPS])}"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="the goals and little more, fewer samples: some minutes"
-    )
+    parser.add_argument("--quick", action="store_true", help="the goals and little more, fewer samples: some minutes")
     parser.add_argument("--device", choices=("cpu", "cuda"), help="default: cuda where a GPU is and was built for")
     parser.add_argument("--output", type=Path, default=Path("runs/benchmarks"), help="folder of JSON, table and plots")
     parser.add_argument("--label", default="", help="the file is DEVICE-LABEL.json: RESULTS.md shows runs side by side")
