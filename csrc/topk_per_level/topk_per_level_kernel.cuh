@@ -188,7 +188,7 @@ __device__ __forceinline__ void for_candidates(const typename F::Bits* level, co
 }
 
 template <class F>
-__global__ void __launch_bounds__(kCountThreads, 4)
+__global__ void __launch_bounds__(kCountThreads, 1)
     count_kernel(const typename F::Bits* scores, const __grid_constant__ TopkPlan plan,
                  const __grid_constant__ TopkWorkspace workspace, int64_t open_groups, int pass) {
   SHARED(uint32_t, counters, [kBuckets]);
@@ -223,7 +223,7 @@ __global__ void __launch_bounds__(kCountThreads, 4)
 }
 
 template <class F>
-__global__ void __launch_bounds__(kCountThreads)
+__global__ void __launch_bounds__(kCountThreads, 1)
     collect_kernel(const typename F::Bits* scores, const __grid_constant__ TopkPlan plan,
                    const __grid_constant__ TopkWorkspace workspace, int64_t groups, int64_t open_groups) {
   const TopkChunk chunk = find_chunk(plan);

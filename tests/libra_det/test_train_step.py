@@ -154,7 +154,6 @@ def test_unequal_parts_count_by_their_images(tiny_config, tmp_path):
 def test_sizes_beyond_what_is_compiled_run_without(tiny_config, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
     monkeypatch.setattr("libra_det.train_step.MOST_PROGRAMS", 2)
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     torch._dynamo.reset()
     config = tiny_config(compile=True)
     trainer = new_trainer(replace(config, model=replace(config.model, norm="group_norm")), tmp_path / "run")
