@@ -80,7 +80,8 @@ def test_two_processes_compute_and_stop_as_one(config, tmp_path):
     assert not torch.allclose(before["bbox_head.retina_cls.weight"], expected["bbox_head.retina_cls.weight"], atol=1e-3)
 
     alone.average.module.load_state_dict(results["averaged"])
-    alone.eval_dataset.config = replace(alone.eval_dataset.config, batch_size=1)  # each of the two had so many at a time
+    data = alone.eval_dataset.config
+    alone.eval_dataset.config = replace(data, batch_size=data.batch_size // 2)  # as many as each of the two had
     evaluation = evaluate(alone.evaluated_model, alone.eval_dataset, CPU, alone.categories)
     assert results["entries"] == evaluation.results  # in the data set's order, none twice
     assert results["metrics"] == [evaluation.metrics.to_dict()] * 2
