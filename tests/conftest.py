@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -32,8 +33,9 @@ def libra_goldens() -> Path:
 @pytest.fixture(scope="session", autouse=True)
 def _own_compile_cache() -> None:
     """torch.compile's cache on disk knows an op by its name: keeps programs made with other schemas or rules apart."""
-    sources = [*sorted(ROOT.glob("libra_ops/*.py")), ROOT / "csrc" / "library.cpp"]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    package = Path(find_spec("libra_ops").origin).parent
+    files = [*sorted(package.glob("*.py")), *sorted(package.glob("_C*.so"))]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     torch.compiler.config.cache_key_tag = f"libra_ops {digest}"
 
 
