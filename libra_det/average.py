@@ -30,19 +30,14 @@ class WeightAverage(AveragedModel):
         """
         steps = int(self.n_averaged)
         decay = 0.0 if steps == 0 else min(self.decay, (1 + steps) / (10 + steps))
-        pairs = list(zip(_tensors(self.module), _tensors(model), strict=True))
-        floating = [pair for pair in pairs if pair[0].is_floating_point()]
-        counters = [pair for pair in pairs if not pair[0].is_floating_point()]
-        if floating:
-            averaged, current = map(list, zip(*floating, strict=True))
-            if decay > 0:
-                torch._foreach_lerp_(averaged, current, 1 - decay)
-            else:
-                torch._foreach_copy_(averaged, current)
-        for averaged, current in counters:
-            averaged.copy_(current)
+        (averaged, own_counters), (current, counters) = _tensors(self.module), _tensors(model)
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+        if counters:
+            torch._foreach_copy_(own_counters, counters)
         self.n_averaged += 1
 
 
-def _tensors(model: nn.Module) -> list[Tensor]:
-    return [*model.parameters(), *model.buffers()]
+def _tensors(model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers: the floating ones, which are averaged, and the counters among them."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return [x for x in tensors if x.is_floating_point()], [x for x in tensors if not x.is_floating_point()]

@@ -60,9 +60,8 @@ class Train:
             trainer = resume(self.output, device, self.config, world)
         else:
             trainer = self._trainer(world, device)
-        if not self.resume or world.from_main(
-            lambda: is_free(self.output)
-        ):  # only now, when the data was read: a mistake in the command leaves no folder
+        begins = not self.resume or world.from_main(lambda: is_free(self.output))
+        if begins:  # only now, when the data was read: a mistake in the command leaves no folder
             trainer.run = world.from_main(lambda: new_run_folder(self.output, self.config.recipe))
         run = trainer.run
         processes = f"{device}, {world.size} processes" if world.size > 1 else f"{device}"
