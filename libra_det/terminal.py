@@ -8,6 +8,7 @@ from __future__ import annotations
 import reprlib
 import sys
 import unicodedata
+from collections.abc import Sequence
 from typing import TextIO
 
 LONGEST = 200  # characters of one value in a message
@@ -48,12 +49,21 @@ def short(value: object, longest: int = LONGEST) -> str:
 
 def shown(value: object, longest: int = LONGEST) -> str:
     """The value as Python writes it, such as a text in quotes; never long, whatever its size and depth."""
+    if value is None or isinstance(value, (bool, float)) or (isinstance(value, int) and abs(value) < 2**64):
+        return repr(value)
     brief = reprlib.Repr()
     brief.maxstring = brief.maxlong = brief.maxother = longest
     brief.maxlevel = brief.maxdict = 4
     brief.maxlist = brief.maxtuple = 8
     text = brief.repr(value)
     return text if len(text) <= longest + 2 else f"{text[: longest - 3]}..."
+
+
+def few(values: Sequence[object]) -> str:
+    """The first values, readably."""
+    return ", ".join(short(value, 60) for value in values[:12]) + (
+        f", ... ({len(values)} in all)" if len(values) > 12 else ""
+    )
 
 
 def say(*values: object, file: TextIO | None = None, flush: bool = False) -> None:
