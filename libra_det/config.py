@@ -187,6 +187,8 @@ class DataConfig:
     """COCO JSON to evaluate on, likewise."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: bool = False
+    """Read images also where the annotations name files outside the data folder."""
     proposals: str | None = None
     """File of `libra proposals` with the regions of train_split, for fast_rcnn."""
     eval_proposals: str | None = None

@@ -36,6 +36,8 @@ class Eval:
     """COCO JSON, where it does not lie in the data folder under a usual name."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Read images also where the annotations name files outside the data folder."""
     proposals: str | None = None
     """File of `libra proposals` with the regions of the split, for Fast R-CNN."""
     batch_size: int | None = None
@@ -64,7 +66,8 @@ class Eval:
         from libra_det.report import print_metrics
 
         names = ("data", "split", "annotations", "image_folder", "proposals", "batch_size", "workers")
-        dataset = evaluation_data(detector, **{name: getattr(self, name) for name in names})
+        changes = {name: getattr(self, name) for name in names}
+        dataset = evaluation_data(detector, **changes, allow_outside=self.allow_outside)
         evaluation = evaluate(detector.model, dataset, device, detector.categories, detector.inference, world)
         if not world.is_main:
             return 0

@@ -29,6 +29,8 @@ class WriteProposals:
     """COCO JSON, where it does not lie in the data folder under a usual name."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Read images also where the annotations name files outside the data folder."""
     output: Path = Path("proposals.safetensors")
     """The file to write."""
     limit: int | None = None
@@ -49,9 +51,12 @@ class WriteProposals:
 
         data = detector.config.data
         if self.data is not None:  # what named files in the old data set does not hold for the new one
-            data = replace(data, data=self.data, train_annotations=None, eval_annotations=None, image_folder=None)
+            named = ("train_annotations", "eval_annotations", "image_folder")
+            data = replace(data, data=self.data, allow_outside=False, **dict.fromkeys(named))
         split = self.split or data.train_split
         changes = {"image_folder": self.image_folder, "batch_size": self.batch_size, "workers": self.workers}
+        if self.allow_outside:
+            changes["allow_outside"] = True
         if self.annotations is not None:
             changes |= {"train_split": split, "train_annotations": self.annotations}
         data = replace(data, **{name: value for name, value in changes.items() if value is not None})

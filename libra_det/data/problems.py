@@ -11,6 +11,7 @@ KINDS = {
     "inverted": "boxes have negative width or height: left out",
     "not_finite": "boxes hold NaN or infinity: left out",
     "unknown_image": "annotations belong to images that are not listed: left out",
+    "outside_name": "file names lead elsewhere: the images of that name in the image folder are taken",
     "category_by_name": "categories have another id than in the training split: matched by name",
     "difficult": "objects are marked difficult: not trained on, and neither right nor wrong in evaluation",
     "no_objects": "images have no objects: not trained on unless skip_empty is off, always evaluated",
