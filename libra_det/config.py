@@ -12,7 +12,9 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from libra_det.validation import check_fields, check_order, shown
+from libra_det.plain_json import parse_json
+from libra_det.terminal import shown
+from libra_det.validation import check_fields, check_order
 
 _LARGEST_LAYER = 2**30
 """Weights of the RoI head's first layer; published models have 2^23.6."""
@@ -320,7 +322,7 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        return _build(cls, json.loads(text), "config")
+        return _build(cls, parse_json(text), "config")
 
 
 def _build(cls: type, values: Any, where: str) -> Any:

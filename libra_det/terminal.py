@@ -55,7 +55,10 @@ def shown(value: object, longest: int = LONGEST) -> str:
     brief.maxstring = brief.maxlong = brief.maxother = longest
     brief.maxlevel = brief.maxdict = 4
     brief.maxlist = brief.maxtuple = 8
-    text = brief.repr(value)
+    try:
+        text = brief.repr(value)
+    except ValueError:  # Python writes no whole number of more than some thousand digits
+        return f"a {type(value).__name__} with a number of thousands of digits"
     return text if len(text) <= longest + 2 else f"{text[: longest - 3]}..."
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-import reprlib
 import typing
 from typing import Any, Literal
+
+from libra_det.terminal import shown
 
 MOST_ITEMS = 64
 """Of a tuple, such as the ratios of anchors. No real configuration comes near it."""
 LARGEST = 1e38
 """Of a number without a bound of its own: what float32 holds."""
-
-_repr = reprlib.Repr()
-_repr.maxstring = _repr.maxother = _repr.maxlong = 100
-_repr.maxlevel = 2
 
 
 def check_fields(config: Any, intervals: dict[str, str]) -> None:
@@ -48,14 +45,6 @@ def check_fields(config: Any, intervals: dict[str, str]) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, numbers.Real) and not _contains(interval or f"[-{LARGEST}, {LARGEST}]", number):
                 raise ValueError(f"{name}: expected {expected}, got {shown(value)}")
-
-
-def shown(value: Any) -> str:
-    """The value as Python writes it, shortened where it is long or nested: it may come from a file."""
-    try:
-        return _repr.repr(value)
-    except ValueError:  # Python does not write a number of more than 4300 digits
-        return f"a number of {value.bit_length()} bits" if isinstance(value, int) else f"a {type(value).__name__}"
 
 
 def check_order(config: Any, low: str, high: str) -> None:

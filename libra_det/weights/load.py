@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from libra_det.checkpoint import checkpoint_of, load_checkpoint
 from libra_det.config import Config
+from libra_det.plain_json import parse_json
 from libra_det.recipes import recipe as recipe_of
 from libra_det.weights.classes import Categories, categories_of
 from libra_det.weights.files import TensorFile, read_tensor_file, state_of
@@ -216,7 +217,7 @@ def _of_converted(file: TensorFile) -> Weights:
         )
     try:
         config = Config.from_json(file.metadata["config"])
-        categories = [(int(id), str(name)) for id, name in json.loads(file.metadata["categories"])]
+        categories = [(int(id), str(name)) for id, name in parse_json(file.metadata["categories"])]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{file.path}: its metadata cannot be used ({error}); convert the original again") from error
     return Weights(file.path, file.state, config, categories)

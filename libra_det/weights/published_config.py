@@ -16,7 +16,7 @@ from typing import Any
 
 from libra_det.config import Config
 from libra_det.models import retinanet, roi_head, rpn
-from libra_det.validation import shown
+from libra_det.terminal import shown
 
 _LARGEST = 1e18  # of numbers that are computed: each line of a hostile text could square the one before
 _LONGEST = 2**17  # letters of a text; published ones have some ten thousand
