@@ -200,27 +200,24 @@ def test_the_checksum_of_every_entry_is_compared(tmp_path):
             read_weights(file)
 
 
-def test_a_checkpoint_with_zeroed_pages_is_noticed(tiny_config, tmp_path):
-    file = Trainer(tiny_config(), tmp_path, CPU)._save()
-    content = file.read_bytes()
-    for page in range(0, len(content) // 4096, max(1, len(content) // 4096 // 20)):
-        part = content[page * 4096 : (page + 1) * 4096]
-        if not any(part):
-            continue
-        file.write_bytes(content[: page * 4096] + bytes(4096) + content[(page + 1) * 4096 :])
-        with pytest.raises(ValueError, match="cannot be read"):
-            read_weights(file)
+def test_zeroed_pages_are_noticed(tmp_path):
+    torch.save({"model": torch.arange(2.0**18)}, tmp_path / "W.pth")
+    content = (tmp_path / "W.pth").read_bytes()
+    for start in range(0, len(content), 4096 * 13):
+        changed = content[:start] + bytes(4096) + content[start + 4096 :]
+        (tmp_path / "W.pth").write_bytes(changed[: len(content)])
+        with pytest.raises(DamagedFile, match="cannot be read"):
+            read_weights(tmp_path / "W.pth")
 
 
 def test_what_a_file_inflates_to_is_looked_at_first(tmp_path, monkeypatch):
-    """A megabyte that would become a gigabyte; entries that lie over each other; one of another size than it says."""
     with zipfile.ZipFile(tmp_path / "W.pth", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("W/data.pkl", pickle.dumps({}, 2))
         with archive.open("W/data/0", "w") as entry:
-            for _ in range(1024):
+            for _ in range(64):
                 entry.write(bytes(2**20))
     monkeypatch.setattr(zlib, "decompressobj", None)
-    with pytest.raises(ValueError, match=r"its \d+ bytes would inflate to 1\d{9}"):
+    with pytest.raises(ValueError, match=r"its \d+ bytes would inflate to 67\d{6}"):
         read_weights(tmp_path / "W.pth")
 
 
@@ -283,8 +280,9 @@ def test_a_file_without_tensors_is_named(tmp_path):
 
 
 def test_names_take_no_time(tmp_path):
-    many = {f"ema_{number}": torch.zeros(1) for number in range(30_000)}
-    torch.save({"state_dict": {**many, "a": torch.zeros(1)}}, tmp_path / "W.pth")
+    zero = torch.zeros(1)
+    many = {f"ema_{number}": zero for number in range(30_000)}
+    torch.save({"state_dict": {**many, "a": zero}}, tmp_path / "W.pth")
     assert list(read_weights(tmp_path / "W.pth").state) == ["a"]
     torch.save({"state_dict": {"module." * 60 + "a": torch.zeros(1)}}, tmp_path / "W.pth")
     assert len(read_weights(tmp_path / "W.pth").notes) == 8
