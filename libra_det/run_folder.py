@@ -1,12 +1,10 @@
 """The folder of a run: where it is, and the small files that describe it.
 
-config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/
+config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/  lock
 """
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import shlex
 import sys
@@ -69,15 +67,9 @@ def read_config(run: Path) -> Config:
         raise ValueError(f"{file}: {error}") from error
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON in one step, so that no reader sees half of it."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
+def resume_command(run: Path) -> str:
+    """What continues a run, as a shell reads it."""
+    return f"libra train --output {shlex.quote(str(run))} --resume"
 
 
 def environment(device: str, processes: int = 1) -> dict[str, Any]:

@@ -26,12 +26,13 @@ from libra_det.data.check import describe
 from libra_det.devices import amp_warning
 from libra_det.distributed import ALONE, World
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
+from libra_det.files import write_json, write_text
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
 from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
-from libra_det.run_folder import environment, write_json, write_text
+from libra_det.run_folder import environment
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch

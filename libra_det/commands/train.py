@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from libra_det.commands.common import quoted, resume_command
+from libra_det.commands.common import quoted
 from libra_det.config import Config
-from libra_det.run_folder import is_free, new_run_folder, refuse_run
+from libra_det.run_folder import is_free, new_run_folder, refuse_run, resume_command
 
 if TYPE_CHECKING:
     import torch
