@@ -20,6 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+
+class DamagedFile(ValueError):
+    """A file cannot be read because part of it is missing or not as it was written; another one may do instead."""
+
+
 _STATE_KEYS = ("state_dict", "model", "model_state_dict")
 """Where frameworks put the tensors in a file that holds more."""
 
@@ -39,12 +44,13 @@ def read_tensor_file(path: Path) -> TensorFile:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is neither, is damaged, or needs code to be run; the message names file and reason.
+        ValueError: it is neither, or needs code to be run; the message names file and reason.
+        DamagedFile: likewise, and it is damaged, or cannot be told from a file that is.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
     if path.stat().st_size == 0:
-        raise ValueError(f"{path}: cannot be read (the file is empty)")
+        raise DamagedFile(f"{path}: cannot be read (the file is empty)")
     if _is_safetensors(path):
         return _read_safetensors(path)
     return TensorFile(path, values=_read_torch(path))
@@ -112,7 +118,7 @@ def _read_safetensors(path: Path) -> TensorFile:
             state = {key: stream.get_tensor(key) for key in stream.keys()}
             return TensorFile(path, state=state, metadata=dict(stream.metadata() or {}))
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: cannot be read as safetensors ({error}); is it complete?") from error
+        raise DamagedFile(f"{path}: cannot be read as safetensors ({error}); is it complete?") from error
 
 
 def _read_torch(path: Path) -> Any:
@@ -131,7 +137,8 @@ def _read_torch(path: Path) -> Any:
             ) from error
         told = re.search(r"WeightsUnpickler error:\s*(.+)", str(error))
         reason = told[1] if told else (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?") from error
+        kind = ValueError if isinstance(error, (MemoryError, PermissionError)) else DamagedFile
+        raise kind(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?") from error
 
 
 def _code_in(path: Path, error: Exception) -> list[str]:
