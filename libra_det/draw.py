@@ -1,11 +1,16 @@
-"""Boxes on pictures, with PIL."""
+"""Boxes on pictures, with PIL, and pictures in files."""
 
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
+
+from libra_det.files import write_bytes
 
 LEGIBLE_SIDE = 480  # pixels; smaller pictures are enlarged so that their labels can be read
 
@@ -54,6 +59,13 @@ def beside(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Im
         draw.text((x + 4, 3), title, fill="black", font=font)
         canvas.paste(picture, (x, bar))
     return canvas
+
+
+def save_picture(picture: Image.Image, file: Path, format: str, **options: Any) -> None:
+    """Write a picture as `PIL.Image.save` does, but whole or not at all; raises as `files.whole_file`."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format, **options)
+    write_bytes(file, encoded.getvalue())
 
 
 def class_color(label: int) -> tuple[int, int, int]:

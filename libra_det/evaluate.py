@@ -14,13 +14,13 @@ from tqdm import tqdm
 
 from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
 from libra_det.distributed import ALONE, World
-from libra_det.draw import beside, draw_boxes
+from libra_det.draw import beside, draw_boxes, save_picture
+from libra_det.files import make_folder, write_json
 from libra_det.inference import Inference
 from libra_det.metrics import Metrics, evaluate_results
 from libra_det.models import DetectionModel
 from libra_det.photos import by_padded_size
 from libra_det.predict import Detector, load_detector, to_picture
-from libra_det.run_folder import write_json
 from libra_det.structures import Detections
 
 PICTURES = 8  # evaluation images that are drawn
@@ -198,8 +198,12 @@ def evaluate_run(run: Path, *, device: torch.device, **changes: Any) -> tuple[De
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
-    """metrics.json (the numbers, what they took, and `more`) and results.json (the detections) in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """metrics.json (the numbers, what they took, and `more`) and results.json (the detections) in `folder`.
+
+    Raises:
+        NotWritten: there is no room, or the system refuses otherwise.
+    """
+    make_folder(folder)
     cost = {
         "seconds_evaluation": round(evaluation.seconds, 3),
         "images_per_second": round(evaluation.images_per_second, 3),
@@ -211,8 +215,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
 
 
 def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """A few images of the data set, annotated beside detected, as PNG files in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A few images of the data set, annotated beside detected, as PNG files in `folder`.
+
+    Raises:
+        NotWritten: there is no room, or the system refuses otherwise.
+    """
+    make_folder(folder)
     label_of = {category.id: label for label, category in enumerate(annotations.categories)}
     names = [category.name for category in annotations.categories]
     with_objects = [record for record in annotations.images if record.has_objects]
@@ -232,7 +240,8 @@ def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folde
             [entry["score"] for entry in found],
         )
         file = folder / f"{len(files):02d}_{Path(record.file_name).stem}.png"
-        beside(left, right, ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")).save(file)
+        titles = ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")
+        save_picture(beside(left, right, titles), file, "PNG")
         files.append(file)
     return files
 

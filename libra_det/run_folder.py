@@ -1,11 +1,12 @@
 """The folder of a run: where it is, and the small files that describe it.
 
-config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/
+config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/  lock
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import itertools
 import os
 import platform
 import shlex
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from libra_det.config import Config
+from libra_det.files import UNFINISHED, make_folder, writing
+from libra_det.run_lock import LOCK
 
 
 def new_run_folder(output: Path | None, recipe: str) -> Path:
@@ -29,13 +32,14 @@ def new_run_folder(output: Path | None, recipe: str) -> Path:
     """
     if output is not None:
         refuse_run(output)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         return output
     number = 1
     while True:
         folder = Path("runs") / (recipe if number == 1 else f"{recipe}-{number}")
         try:
-            folder.mkdir(parents=True)
+            with writing(folder):
+                folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             number += 1
@@ -50,8 +54,50 @@ def refuse_run(output: Path) -> None:
 
 
 def is_free(output: Path) -> bool:
-    """Whether there is nothing in the folder, or no folder."""
-    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    """Whether there is no folder, or nothing in it but what a process leaves that was stopped before it began."""
+    return not output.exists() or (output.is_dir() and all(_is_left_over(file) for file in output.iterdir()))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what dead processes have left half-written in a run folder, which the caller has the lock of."""
+    for folder in (run, run / "checkpoints"):
+        for file in folder.glob(f"*{UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+class WatchedFolder:
+    """Tells whether a folder is still the one that it was: not deleted, renamed, or made anew under its name."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        # While it is open, no other folder gets its number. Windows opens no folders.
+        self._descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
+
+    def is_there(self) -> bool:
+        try:
+            now = os.stat(self.folder)
+        except OSError:
+            return False
+        return self._descriptor is None or os.path.samestat(now, os.fstat(self._descriptor))
+
+    def close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def rescue_folder(run: Path) -> Path:
+    """Make a folder beside a run's own, which is gone: RUN-rescued, or RUN-rescued-2, ..."""
+    names = (f"{run.name}-rescued{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
+    folder = next(folder for folder in map(run.with_name, names) if not folder.exists())
+    make_folder(folder)
+    return folder
 
 
 def read_config(run: Path) -> Config:
@@ -69,15 +115,9 @@ def read_config(run: Path) -> Config:
         raise ValueError(f"{file}: {error}") from error
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON in one step, so that no reader sees half of it."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
+def resume_command(run: Path) -> str:
+    """What continues a run, as a shell reads it."""
+    return f"libra train --output {shlex.quote(str(run))} --resume"
 
 
 def environment(device: str, processes: int = 1) -> dict[str, Any]:
@@ -102,3 +142,7 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name(torch.device(device))
         facts["cuda"] = torch.version.cuda
     return facts
+
+
+def _is_left_over(file: Path) -> bool:
+    return file.name == LOCK or file.name.endswith(UNFINISHED)

@@ -16,10 +16,6 @@ def quoted(value: Path | str) -> str:
     return shlex.quote(str(value))
 
 
-def resume_command(run: Path) -> str:
-    return f"libra train --output {quoted(run)} --resume"
-
-
 def beside(source: Path, suffix: str) -> Path:
     """A name beside a run folder (runs/lr0.01 -> runs/lr0.01.pt2) or a file of weights (W.pth -> W.pt2)."""
     source = source if source.name else source.absolute()  # "." has no name

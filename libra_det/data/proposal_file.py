@@ -15,7 +15,6 @@ by up to a quarter of a pixel. T boxes of I images, P of one image.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from safetensors.numpy import save_file
 from torch import Tensor
 
 from libra_det.data.records import ImageRecord
+from libra_det.files import make_folder, whole_file
 
 FORMAT = "libra proposals 1"
 _SHOWN = 5  # images that a message names
@@ -59,7 +59,11 @@ class ProposalWriter:
         self._file_names.append(file_name)
 
     def write(self, **facts: Any) -> int:
-        """Writes the file, in one step as others see it; `facts` say what the proposals come from. Returns T."""
+        """Writes the file, in one step as others see it; `facts` say what the proposals come from. Returns T.
+
+        Raises:
+            NotWritten: there is no room for the file, or the system refuses otherwise.
+        """
         total = self._offsets[-1]
         tensors = {
             "boxes": self._boxes[:total],
@@ -69,13 +73,9 @@ class ProposalWriter:
             "file_names": np.frombuffer("\0".join(self._file_names).encode(), dtype=np.uint8),
         }
         metadata = {"format": FORMAT, "limit": str(self.limit), **{name: str(value) for name, value in facts.items()}}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished = self.file.with_name(self.file.name + ".unfinished")
-        unfinished.touch()
-        mode = unfinished.stat().st_mode  # as this user's files are; safetensors makes private ones
-        save_file(tensors, unfinished, metadata)
-        unfinished.chmod(mode)
-        os.replace(unfinished, self.file)
+        make_folder(self.file.parent)
+        with whole_file(self.file, needed=sum(values.nbytes for values in tensors.values())) as unfinished:
+            save_file(tensors, unfinished, metadata)
         return total
 
 

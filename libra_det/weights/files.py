@@ -23,7 +23,7 @@ _LONGEST_NAME = 500  # letters of a tensor's name
 
 
 class DamagedFile(ValueError):
-    """A file is cut off, was changed on its way or on its disk, or is of another kind."""
+    """A file cannot be read: part of it is missing or not as it was written, or it is of another kind."""
 
 
 @dataclass
@@ -137,4 +137,5 @@ def _read_torch(path: Path) -> Any:
         ) from error
     except Exception as error:  # of many kinds, for a file that is cut off, changed or something else
         reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise DamagedFile(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?") from error
+        kind = ValueError if isinstance(error, (MemoryError, PermissionError)) else DamagedFile
+        raise kind(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?") from error

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from libra_det.checkpoint import checkpoint_of, load_checkpoint
+from libra_det.checkpoint_values import checked_categories
 from libra_det.config import Config
 from libra_det.plain_json import parse_json
 from libra_det.recipes import recipe as recipe_of
@@ -217,8 +218,8 @@ def _of_converted(file: TensorFile) -> Weights:
         )
     try:
         config = Config.from_json(file.metadata["config"])
-        categories = [(int(id), str(name)) for id, name in parse_json(file.metadata["categories"])]
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        categories = checked_categories(parse_json(file.metadata["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: its metadata cannot be used ({error}); convert the original again") from error
     return Weights(file.path, file.state, config, categories)
 
