@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from libra_det.config import DataConfig
 from libra_det.data.annotations import find_splits, load_annotations
-from libra_det.data.images import annotated_as_stored, image_header, load_image
+from libra_det.data.image_file import annotated_as_stored, image_header
+from libra_det.data.images import load_image
 from libra_det.data.problems import AnnotationError, Problems
 from libra_det.data.records import Annotations, ImageRecord
 
