@@ -24,6 +24,7 @@ from libra_det.commands.train import Train
 from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
 from libra_det.recipes import recipe
 from libra_det.run_folder import is_free, read_config
+from libra_det.terminal import say
 
 DEFAULT_RECIPE = "shapes"
 Command = Train | Eval | Predict | Convert | Export | WriteProposals | Check | Doctor
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         code, message = _explained(error)
         if code is None:
             raise
-        print(message, file=sys.stderr)
+        say(message, file=sys.stderr)
         return code
 
 

@@ -24,6 +24,7 @@ from libra_det.models import DetectionModel, build_model
 from libra_det.photos import DRAWN_BY, Source, find_images, is_drawing, read_photos
 from libra_det.run_folder import write_json
 from libra_det.structures import Batch, Detections
+from libra_det.terminal import printable
 from libra_det.weights.load import configuration, fill, read_weights
 
 PICTURE_SCORE = 0.3
@@ -190,7 +191,7 @@ def predict_files(
             if batch is None:
                 found.failures += errors
                 for error in errors:
-                    tqdm.write(f"libra: warning: {error}")
+                    tqdm.write(f"libra: warning: {printable(error)}")
                 continue
             for position, result in zip(index, detector.predict_batch(batch, limit), strict=True):
                 entries[position] = _entries(position, sources[position], result, detector.categories)
