@@ -11,8 +11,10 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont
 
 from libra_det.files import write_bytes
+from libra_det.terminal import short
 
 LEGIBLE_SIDE = 480  # pixels; smaller pictures are enlarged so that their labels can be read
+_LONGEST_NAME = 60  # characters of a class name on a picture
 
 
 def draw_boxes(
@@ -44,7 +46,8 @@ def draw_boxes(
         box = [float(value) * factor for value in boxes[index]]
         color = class_color(labels[index])
         draw.rectangle(_ordered(box), outline=color, width=line)
-        text = names[index] if scores is None else f"{names[index]} {scores[index]:.2f}"
+        name = short(names[index], _LONGEST_NAME)
+        text = name if scores is None else f"{name} {scores[index]:.2f}"
         _draw_label(draw, text, box, color, font, canvas.size)
     return canvas
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
 from libra_det.distributed import ALONE, World
 from libra_det.draw import beside, draw_boxes, save_picture
+from libra_det.file_names import written_name
 from libra_det.files import make_folder, write_json
 from libra_det.inference import Inference
 from libra_det.metrics import Metrics, evaluate_results
@@ -22,6 +23,7 @@ from libra_det.models import DetectionModel
 from libra_det.photos import by_padded_size
 from libra_det.predict import Detector, load_detector, to_picture
 from libra_det.structures import Detections
+from libra_det.terminal import few, printable
 
 PICTURES = 8  # evaluation images that are drawn
 PICTURE_SCORE = 0.3  # weaker detections are not drawn
@@ -136,8 +138,8 @@ def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations
     ids = [known.get(name) for _, name in categories]
     if all(id is None for id in ids):
         raise ValueError(
-            f"categories: the run knows {_some([name for _, name in categories])}, "
-            f"{annotations.name} has {_some(list(known))}; expected at least one name in common"
+            f"categories: the run knows {few([name for _, name in categories])}, "
+            f"{printable(annotations.name)} has {few(list(known))}; expected at least one name in common"
         )
     return ids
 
@@ -239,7 +241,7 @@ def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folde
             [names[label] for label in labels],
             [entry["score"] for entry in found],
         )
-        file = folder / f"{len(files):02d}_{Path(record.file_name).stem}.png"
+        file = folder / f"{len(files):02d}_{written_name(PureWindowsPath(record.file_name).stem)}.png"
         titles = ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")
         save_picture(beside(left, right, titles), file, "PNG")
         files.append(file)
@@ -275,7 +277,3 @@ def _entries(detections: Detections, image_ids: Sequence[int], ids: Sequence[int
                 bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
                 entries.append({"image_id": image_id, "category_id": ids[label], "bbox": bbox, "score": score})
     return entries
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -204,7 +204,7 @@ def predict_files(
             if batch is None:
                 found.failures += errors
                 for error in errors:
-                    tqdm.write(f"libra: warning: {printable(error, keep=chr(10))}")
+                    tqdm.write(f"libra: warning: {printable(error)}")
                 continue
             for position, result in zip(index, detector.predict_batch(batch, limit), strict=True):
                 entries[position] = _entries(position, sources[position], result, detector.categories)

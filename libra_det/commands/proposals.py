@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from libra_det.commands.common import loaded, one_source, quoted
+from libra_det.terminal import say
 
 
 @dataclass
@@ -62,7 +63,7 @@ class WriteProposals:
         data = replace(data, **{name: value for name, value in changes.items() if value is not None})
         images, total = write_proposals(detector, data, split, self.output, source=str(source), limit=self.limit)
         flag = "--proposals" if split == data.train_split else "--eval-proposals"
-        print(
+        say(
             f"{total} regions of {images} images, split {split}, are in {self.output} "
             f"({self.output.stat().st_size / 1e6:.1f} MB)\n"
             f"use it: libra train --recipe libra_fast_rcnn_r50 {flag} {quoted(self.output)} ..."

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from libra_det.data.images import image_size
+from libra_det.data.image_file import image_size
 from libra_det.data.problems import Problems
 from libra_det.data.records import LONGEST_SIDE, Annotations, Category, GroundTruth, ImageSource, assemble
 from libra_det.file_names import ImageFiles, name_mistake

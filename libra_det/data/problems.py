@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from libra_det.terminal import printable
+
 KINDS = {
     "partly_outside": "boxes reach more than a pixel out of their image: clipped",
     "outside": "boxes lie outside their image: left out",
@@ -71,7 +73,9 @@ class Problems:
     def summary(self) -> str:
         """One line for each kind of handled problem; an empty string if there was none."""
         found = [kind for kind in KINDS if kind in self.counts]
-        return "\n".join(f"{self.counts[kind]} {KINDS[kind]} (such as {self.examples[kind]})" for kind in found)
+        return "\n".join(
+            f"{self.counts[kind]} {KINDS[kind]} (such as {printable(self.examples[kind])})" for kind in found
+        )
 
     def __bool__(self) -> bool:
         return bool(self.counts or self.errors)

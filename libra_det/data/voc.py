@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from libra_det.data.images import SUFFIXES, image_size
+from libra_det.data.image_file import SUFFIXES, image_size
 from libra_det.data.problems import Problems
 from libra_det.data.records import LONGEST_SIDE, Annotations, Category, GroundTruth, ImageSource, assemble
 from libra_det.file_names import ImageFiles, is_file, name_mistake
