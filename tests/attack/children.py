@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import select
@@ -23,6 +24,7 @@ class Ended(NamedTuple):
     signal: int | None
     timed_out: bool
     seconds: float
+    cpu_seconds: float
     grown: int  # bytes that its memory was larger, at its largest, than that of a child that does nothing
 
     @property
@@ -43,7 +45,8 @@ def run_forked(
     """Run `work` in a child; its return value is the exit code.
 
     Args:
-        seconds: after which the child, and whatever it has started, is killed.
+        seconds: of computing, after which the child is killed. It may take three times as long where others compute
+            too; then whatever it has started is killed as well.
         address_space: bytes that it may take beyond what this process has; None: no limit (AddressSanitizer takes
             terabytes).
         idle: peak memory of a child that does nothing, which `grown` does not count.
@@ -55,10 +58,10 @@ def run_forked(
     start = time.monotonic()
     child = os.fork()
     if child == 0:
-        _be_child(work, limit, output)
+        _be_child(work, seconds, limit, output)
     pidfd = os.pidfd_open(child)
     try:
-        ready, _, _ = select.select([pidfd], [], [], seconds)
+        ready, _, _ = select.select([pidfd], [], [], 3 * seconds)
     finally:
         os.close(pidfd)
     _end_group(child)  # also what a child that has ended left running
@@ -67,8 +70,9 @@ def run_forked(
     return Ended(
         code=code if code >= 0 else None,
         signal=-code if code < 0 else None,
-        timed_out=not ready,
+        timed_out=not ready or -code == signal.SIGXCPU,
         seconds=time.monotonic() - start,
+        cpu_seconds=usage.ru_utime + usage.ru_stime,
         grown=usage.ru_maxrss * 1024 - idle,
     )
 
@@ -78,12 +82,13 @@ def idle_memory() -> int:
     return run_forked(lambda: 0, seconds=60, address_space=None).grown
 
 
-def _be_child(work: Callable[[], int], limit: int | None, output: Path | None) -> None:
+def _be_child(work: Callable[[], int], seconds: float, limit: int | None, output: Path | None) -> None:
     """Never returns."""
     code = 70
     try:
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(seconds), math.ceil(seconds) + 1))
         if limit is not None:
             resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
         if output is not None:
