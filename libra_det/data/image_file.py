@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from libra_det.file_names import is_file
 from libra_det.terminal import short
@@ -32,7 +32,33 @@ _TOO_LARGE = (
 )
 _ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSING = (5, 6, 7, 8)  # its values that exchange width and height
-_QUIET = threading.Lock()  # Python's warning filters belong to all threads
+
+
+class _Quiet:
+    """No warnings while any thread is inside. Python's filters belong to all threads: the last one restores them.
+
+    Pillow decodes a whole PNG to find its EXIF data, so threads do not wait for each other.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__()
+
+
+_QUIET = _Quiet()
 
 
 class ImageHeader(NamedTuple):
@@ -87,14 +113,15 @@ def open_image(file: Path) -> Image.Image:
     if not is_file(file):
         raise FileNotFoundError(f"{file}: this image file is missing")
     try:
-        with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what matters of them is said below
+        with _QUIET:  # what matters of Pillow's warnings is said below
             image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{file}: {_TOO_LARGE}") from error
-    except Exception as error:  # a damaged file can make Pillow raise anything
-        why = "the file is empty" if file.stat().st_size == 0 else reason(error, file)
+    except UnidentifiedImageError as error:
+        why = "the file is empty" if file.stat().st_size == 0 else f"it is none of {', '.join(FORMATS)}"
         raise ValueError(f"{file}: is no image that can be read ({why})") from error
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise ValueError(f"{file}: is no image that can be read ({reason(error, file)})") from error
     if image.width * image.height > MOST_PIXELS // (2 if image.format == "WEBP" else 1):
         image.close()
         raise ValueError(f"{file}: {_TOO_LARGE}")
@@ -108,11 +135,11 @@ def reason(error: Exception, file: Path | str) -> str:
 
 
 def read_header(image: Image.Image) -> ImageHeader:
+    """The header of an opened image; damaged EXIF data counts as none."""
     try:
-        with _QUIET, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _QUIET:
             orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF data is no reason to refuse a picture
+    except Exception:  # whatever Pillow raises for it
         orientation = 1
     if orientation not in range(1, 9):
         orientation = 1

@@ -6,6 +6,7 @@ import resource
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -137,3 +138,13 @@ def test_checking_a_bomb_says_which_image_it_is(coco_folder):
         check_data(coco_folder.write())
     assert "1.png: has more pixels than are read" in str(error.value) and "(image 11)" in str(error.value)
     assert not caught
+
+
+def test_threads_that_read_headers_leave_the_warnings_as_they_were(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(image_header, [tmp_path / "a.png"] * 400))
+        assert warnings.filters == before
