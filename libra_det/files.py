@@ -105,7 +105,7 @@ class GrowingFile:
         file: which is made if it is missing.
 
     Raises:
-        NotWritten: the system refused; part of the bytes may be there.
+        NotWritten: the system refused, and the file is as it was before.
     """
 
     def __init__(self, file: Path) -> None:
@@ -115,9 +115,14 @@ class GrowingFile:
 
     def write(self, content: bytes) -> None:
         with writing(self.file, len(content)):
-            rest = memoryview(content)
-            while rest:
-                rest = rest[self._raw.write(rest) :]
+            rest, before = memoryview(content), os.fstat(self._raw.fileno()).st_size
+            try:
+                while rest:
+                    rest = rest[self._raw.write(rest) :]
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    self._raw.truncate(before)
+                raise
 
     def close(self) -> None:
         with writing(self.file):
@@ -151,7 +156,7 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     Args:
         folder: which need not exist yet.
         needed: bytes.
-        what: is to be written, in the plural, for the message.
+        what: is to be written, for the message.
 
     Raises:
         NotWritten: telling what is needed and what is free.
@@ -159,8 +164,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
     free = free_bytes(folder)
     if free is not None and free < needed:
         raise NotWritten(
-            f"{folder}: {what} need {size_text(needed)}, and {size_text(free)} are free on that disk; make room there, "
-            "or choose a folder on another disk"
+            f"{folder}: {size_text(needed)} are needed for {what}, and {size_text(free)} are free on that disk; make "
+            "room there, or choose a folder on another disk"
         )
 
 

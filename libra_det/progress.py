@@ -47,6 +47,7 @@ class Progress:
         self.evaluated: set[int] = set()
         if run is not None:
             self._log, self.evaluated = _open_log(run / "log.jsonl", first_step)
+            self._unwritten = b""
             self._board = _Board(run / "tensorboard", first_step)
         self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
         self._bar: tqdm | None = None
@@ -106,7 +107,8 @@ class Progress:
         """Write a line of the log, and its numbers to TensorBoard."""
         if self._silent:
             return
-        self._log.write((json.dumps({"step": step, **values}) + "\n").encode())
+        self._unwritten += (json.dumps({"step": step, **values}) + "\n").encode()
+        self._write_log()
         if any(name.startswith("evaluation/") for name in values):
             self.evaluated.add(step)
         self._board.add(step, {name: value for name, value in values.items() if isinstance(value, (int, float))})
@@ -114,8 +116,8 @@ class Progress:
     def close(self) -> None:
         self._close_bar()
         if not self._silent:
-            with contextlib.closing(self._board):
-                self._log.close()
+            with contextlib.closing(self._board), contextlib.closing(self._log):
+                self._write_log()
 
     def __enter__(self) -> Progress:
         return self
@@ -123,6 +125,10 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with contextlib.suppress(NotWritten) if kind is not None else contextlib.nullcontext():
             self.close()
+
+    def _write_log(self) -> None:
+        self._log.write(self._unwritten)  # with the lines that there was no room for
+        self._unwritten = b""
 
     def _close_bar(self) -> None:
         if self._bar is not None:

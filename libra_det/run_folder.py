@@ -6,8 +6,6 @@ config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboar
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import platform
 import shlex
 import sys
@@ -69,35 +67,6 @@ def remove_leftovers(run: Path) -> None:
 def remove_if_empty(folder: Path) -> None:
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-class WatchedFolder:
-    """Tells whether a folder is still the one that it was: not deleted, renamed, or made anew under its name."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.absolute()
-        # While it is open, no other folder gets its number. Windows opens no folders.
-        self._descriptor = os.open(folder, os.O_RDONLY) if os.name == "posix" else None
-
-    def is_there(self) -> bool:
-        try:
-            now = os.stat(self.folder)
-        except OSError:
-            return False
-        return self._descriptor is None or os.path.samestat(now, os.fstat(self._descriptor))
-
-    def close(self) -> None:
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-
-def rescue_folder(run: Path) -> Path:
-    """Make a folder beside a run's own, which is gone: RUN-rescued, or RUN-rescued-2, ..."""
-    names = (f"{run.name}-rescued{'' if number == 1 else f'-{number}'}" for number in itertools.count(1))
-    folder = next(folder for folder in map(run.with_name, names) if not folder.exists())
-    make_folder(folder)
-    return folder
 
 
 def read_config(run: Path) -> Config:

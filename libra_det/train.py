@@ -39,7 +39,8 @@ from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
 from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
-from libra_det.run_folder import WatchedFolder, environment, rescue_folder, resume_command
+from libra_det.rescue import WatchedFolder, save_or_rescue
+from libra_det.run_folder import environment, resume_command
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
@@ -132,15 +133,16 @@ class Trainer:
                 was learned is beside it.
         """
         self.world.from_main(self._prepare)
-        if self._began_from_weights:  # which --resume is not given again
-            self.world.from_main(self._save)
+        watched = closing(WatchedFolder(self.run)) if self.world.is_main else nullcontext()
+        with watched as self._watched:
+            if self._began_from_weights:  # which --resume is not given again
+                self.world.from_main(self._save)
+            return self._train()
+
+    def _train(self) -> Evaluation:
         first_step = self.epoch * self.steps_per_epoch + self.step
         files = self.run if self.world.is_main else None
-        watched = closing(WatchedFolder(self.run)) if self.world.is_main else nullcontext()
-        with (
-            watched as self._watched,
-            Progress(files, self.config.train.epochs, self.steps_per_epoch, first_step) as self.progress,
-        ):
+        with Progress(files, self.config.train.epochs, self.steps_per_epoch, first_step) as self.progress:
             while self.epoch < self.config.train.epochs:
                 # Before an epoch, not after one: a run that was stopped in between makes up for it.
                 if self.world.from_main(self._evaluation_is_due):  # it has the log
@@ -148,9 +150,7 @@ class Trainer:
                 self._train_epoch()
             evaluation = self._evaluate()
             pictures = self.run / "pictures"
-            self.world.from_main(
-                lambda: len(draw_pictures(self.eval_dataset.annotations, evaluation.results, pictures))
-            )
+            self.world.from_main(lambda: draw_pictures(self.eval_dataset.annotations, evaluation.results, pictures))
         return evaluation
 
     def _prepare(self) -> None:
@@ -160,8 +160,9 @@ class Trainer:
             tensors += self.average.module.state_dict().values()
         if self.config.train.momentum:  # a number for each that is trained
             tensors += self.take_step.parameters
-        count = max(1, 2 - len(checkpoint_files(self.run)))
-        check_room(self.run, count * checkpoint_bytes(tensors), f"{count} more checkpoints of this model")
+        count = max(1, 2 - len(checkpoint_files(self.run)))  # with those of a run that is resumed there are two
+        what = f"{'two checkpoints' if count == 2 else 'another checkpoint'} of this model"
+        check_room(self.run, count * checkpoint_bytes(tensors), what)
         write_text(self.run / "config.json", self.config.to_json() + "\n", durable=True)
         write_json(self.run / "environment.json", environment(str(self.device), self.world.size))
 
@@ -244,8 +245,8 @@ class Trainer:
             }
             if self.device.type == "cuda":
                 values["max_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
-            if self._watched is not None and not self._watched.is_there():  # known before hours are lost
-                raise NotWritten(f"{self.run}: the run folder is not there any more")
+            if self._watched is not None:
+                self._watched.check()  # a run in a deleted folder ends now, and not after hours
             self.progress.record(done.step, values)
 
     def _evaluation_is_due(self) -> bool:
@@ -260,7 +261,7 @@ class Trainer:
         return evaluation
 
     def _write(self, evaluation: Evaluation) -> None:
-        if not self._folder_is_there():
+        if not self._watched.is_there():
             self._save()  # which tells where
         write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
         numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
@@ -270,26 +271,11 @@ class Trainer:
             self.progress.record(step, {"epoch": self.epoch, **numbers})
 
     def _save(self) -> Path:
-        """Write a checkpoint. Where the run folder is gone, write a new one beside it, and end the run: NotWritten."""
-        checkpoint = self._checkpoint()
-        if self._watched is None:  # no training is under way
-            make_folder(self.run)
-        try:
-            if self._folder_is_there():
-                return save_checkpoint(checkpoint, self.run, self.config.train.keep_checkpoints)
-        except NotWritten:
-            if self._folder_is_there():
-                raise
-        run = rescue_folder(self._watched.folder)
-        write_text(run / "config.json", self.config.to_json() + "\n", durable=True)
-        file = save_checkpoint(checkpoint, run)
-        raise NotWritten(
-            f"{self.run}: the run folder was deleted or renamed during training, so all that was learned is in {file}\n"
-            f"continue with: {resume_command(run)}"
-        )
-
-    def _folder_is_there(self) -> bool:
-        return self._watched is None or self._watched.is_there()
+        keep = self.config.train.keep_checkpoints
+        if self._watched is not None:
+            return save_or_rescue(self._checkpoint(), self._watched, keep)
+        make_folder(self.run)
+        return save_checkpoint(self._checkpoint(), self.run, keep)
 
     def _checkpoint(self) -> Checkpoint:
         weights = self.model.state_dict()

@@ -108,7 +108,9 @@ try:
     elif kind == "bytes":
         write_bytes(file, bytes(400_000))
     else:
-        GrowingFile(file).write(bytes(400_000))
+        growing = GrowingFile(file)
+        growing.write(b"before")
+        growing.write(bytes(400_000))
 except NotWritten as error:
     print(error)
 """
@@ -122,7 +124,7 @@ def test_a_real_limit_is_told_whoever_writes(tmp_path, kind):
     done = subprocess.run([sys.executable, "-c", LIMITED, kind, file], capture_output=True, text=True, cwd=os.getcwd())
     expected = f"{file}: could not be written (File too large): 400.0 kB are needed, "
     assert done.stdout.startswith(expected), done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == (["file"] if kind == "growing" else [])
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == ([b"before"] if kind == "growing" else [])
 
 
 def test_errors_of_others_stay_what_they_are(tmp_path):
@@ -141,7 +143,7 @@ def test_a_growing_file_grows(tmp_path):
 def test_room_is_looked_at_before(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     check_room(tmp_path / "not" / "there", 2_000_000, "two checkpoints")
-    with pytest.raises(NotWritten, match=r"two checkpoints need 2\.5 GB, and 2\.0 MB are free on that disk"):
+    with pytest.raises(NotWritten, match=r"2\.5 GB are needed for two checkpoints, and 2\.0 MB are free"):
         check_room(tmp_path, 2_500_000_000, "two checkpoints")
 
 
