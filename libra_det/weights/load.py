@@ -164,7 +164,8 @@ def fill(
     judged = fit.without_class_layers() if anew else fit
     if not judged.exact and not partial:
         raise ValueError(_misfit(weights, "this model", judged.table()))
-    taken = {key: value for key, value in weights.state.items() if key not in {**fit.unexpected, **fit.misshapen}}
+    left_out = fit.unexpected.keys() | fit.misshapen.keys()
+    taken = {key: value for key, value in weights.state.items() if key not in left_out}
     broken = next((k for k, v in taken.items() if v.is_floating_point() and not v.float().isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"{weights.path}: {broken} holds NaN or infinite numbers; the training that wrote it diverged")

@@ -16,8 +16,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from libra_det.weights.plain_numpy import ArrayInTheMaking, DType, scalar
 
-MOST_INSTRUCTIONS = 2_000_000
-"""A detector with its optimizer takes some ten thousand."""
+MOST_INSTRUCTIONS = 500_000
+"""A detector with its optimizer takes some ten thousand; so many take two or three seconds."""
 _LARGEST_KEY = 2**63  # of integers: larger ones can be chosen so that all of them collide in a dictionary
 
 _LONGEST_NAME = 100  # of what a message shows
