@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from libra_det.terminal import say
+
 if TYPE_CHECKING:
     from libra_det.predict import Detector
 
@@ -43,13 +45,13 @@ def loaded(source: Path, device: str, recipe: str | None, partial: bool, flip: b
     chosen = choose_device(device)
     detector = load_detector(source, chosen, recipe=recipe, partial=partial, inference=Inference(flip, half))
     print_notes(source, detector.notes)
-    print(f"{source}: {detector.config.recipe}, {described(detector.categories)} ({chosen})", flush=True)
+    say(f"{source}: {detector.config.recipe}, {described(detector.categories)} ({chosen})", flush=True)
     return detector
 
 
 def print_notes(source: Path, notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"{source}: {note}")
+        say(f"{source}: {note}")
 
 
 def described(categories: Sequence[tuple[int, str]]) -> str:
