@@ -276,7 +276,7 @@ class TrainConfig:
     log_gradient_share_every: int = 100
     """Steps between two measurements of each loss's share of the gradient; 0 never."""
     keep_checkpoints: int = 2
-    """Newest epoch checkpoints that are kept; 0 keeps all."""
+    """Newest epoch checkpoints that are kept; 0 keeps all, and 1 is as 2: two files stay in any case."""
     eval_every: int = 0
     """Epochs between two evaluations; 0 evaluates after the last only."""
     threads: int | None = None

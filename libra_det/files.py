@@ -42,8 +42,8 @@ def whole_file(file: Path, *, needed: int | None = None, durable: bool = False) 
         PermissionError, IsADirectoryError, ...: the name was not one to write to.
     """
     unfinished = file.with_name(f"{file.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
-    try:
-        with writing(file, needed):
+    with writing(file, needed):
+        try:
             unfinished.touch(exist_ok=False)
             mode = stat.S_IMODE(unfinished.stat().st_mode)
             yield unfinished
@@ -53,10 +53,10 @@ def whole_file(file: Path, *, needed: int | None = None, durable: bool = False) 
             os.replace(unfinished, file)
             if durable and os.name == "posix":  # the new name itself; Windows has no such call
                 _sync(file.parent)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-        raise
+        except BaseException:
+            with contextlib.suppress(OSError):
+                unfinished.unlink()  # before the message tells how much is free
+            raise
 
 
 @contextlib.contextmanager

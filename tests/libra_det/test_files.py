@@ -55,6 +55,14 @@ def test_what_the_system_refuses_is_one_error(tmp_path, monkeypatch, code, call)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_free_is_told_without_the_part_that_was_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "free_bytes", lambda folder: sum(file.stat().st_size for file in folder.iterdir()))
+    with pytest.raises(NotWritten, match="0 bytes are free"), whole_stream(tmp_path / "a") as stream:
+        stream.write(bytes(100))
+        stream.flush()
+        refuse(errno.ENOSPC)()
+
+
 def test_a_name_that_cannot_be_written_to_is_the_users_mistake(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(IsADirectoryError) as caught:
