@@ -35,6 +35,7 @@ from libra_det.run_folder import environment, write_json, write_text
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
+from libra_det.terminal import say
 from libra_det.train_step import TrainStep, make_optimizer, restore_optimizer
 from libra_det.weights.load import Weights, fill
 
@@ -95,7 +96,7 @@ class Trainer:
         model = build_model(start, len(self.categories))
         if weights is not None:
             for note in weights.notes + fill(model, weights, categories=self.categories, partial=partial):
-                print(f"{weights.path}: {note}")
+                say(f"{weights.path}: {note}")
         self.model = model.to(device, memory_format=memory_format)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
@@ -311,6 +312,6 @@ def _mixed(seed: int, step: int, rank: int = 0) -> int:
 def _print_data(*datasets: DetectionDataset) -> None:
     """A line for each data set, and what was handled in it."""
     for dataset in datasets:
-        print(describe(dataset.annotations).splitlines()[0])
+        say(describe(dataset.annotations).splitlines()[0])
         if dataset.problems.counts:
-            print(dataset.problems.summary())
+            say(dataset.problems.summary())

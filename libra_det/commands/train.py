@@ -12,6 +12,7 @@ import tyro
 from libra_det.commands.common import quoted, resume_command
 from libra_det.config import Config
 from libra_det.run_folder import is_free, new_run_folder, refuse_run
+from libra_det.terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -56,7 +57,7 @@ class Train:
         # A run that was stopped before its first checkpoint begins again.
         if self.resume and world.from_main(lambda: bool(checkpoint_files(self.output))):
             if self.weights is not None:
-                print(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
+                say(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
             trainer = resume(self.output, device, self.config, world)
         else:
             trainer = self._trainer(world, device)
@@ -65,14 +66,14 @@ class Train:
             trainer.run = world.from_main(lambda: new_run_folder(self.output, self.config.recipe))
         run = trainer.run
         processes = f"{device}, {world.size} processes" if world.size > 1 else f"{device}"
-        print(f"run folder: {run} ({processes})", flush=True)
+        say(f"run folder: {run} ({processes})", flush=True)
         try:
             evaluation = trainer.train()
         except KeyboardInterrupt:  # in the evaluation, or a second Ctrl-C in training
             print(f"\ncontinue with: {resume_command(run)}", file=sys.stderr)
             raise
         print_metrics(evaluation.metrics, f"{self.config.recipe}, {trainer.eval_dataset.annotations.name} split")
-        print(
+        say(
             f"trained in {trainer.seconds:.0f} s, evaluated in {evaluation.seconds:.0f} s\n"
             f"run folder: {run} (detections are drawn in {run / 'pictures'})\n"
             f"use it:     libra predict {quoted(run)} IMAGE_OR_FOLDER --output predictions\n"
