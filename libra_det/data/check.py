@@ -21,6 +21,7 @@ from libra_det.terminal import printable, short
 
 _HEADER_LIMIT = 5000  # images whose headers are read before training: a second or two
 FEW_CLASSES = 30  # in longer tables those without objects are left out
+_MOST_ERRORS = 1000  # lines
 MANY_CLASSES = 2000  # lines of the longest table; LVIS has 1203 classes
 _LONGEST_NAME = 80  # characters of a name in a table
 _SMALL, _LARGE = 32.0**2, 96.0**2  # COCO's limits, square pixels of the original image
@@ -73,7 +74,9 @@ def check_data(config: DataConfig) -> str:
         if problems.summary():
             report.append("handled:\n" + _indented(problems.summary()))
     if errors:
-        report.append(f"{len(errors)} to be mended before training:\n" + _indented("\n".join(errors)))
+        more = [f"... and {len(errors) - _MOST_ERRORS} more"] if len(errors) > _MOST_ERRORS else []
+        listed = "\n".join(errors[:_MOST_ERRORS] + more)
+        report.append(f"{len(errors)} to be mended before training:\n{_indented(listed)}")
         raise ValueError("\n".join(report))
     report.append("All images can be loaded.")
     return "\n".join(report)

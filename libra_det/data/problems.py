@@ -36,7 +36,7 @@ class AnnotationError(ValueError):
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = list(errors)
         more = len(self.errors) - _SHOWN_ERRORS
-        rest = [f"... and {more} more; `libra check` lists them all"] if more > 0 else []
+        rest = [f"... and {more} more; `libra check` lists them"] if more > 0 else []
         super().__init__("\n".join(self.errors[:_SHOWN_ERRORS] + rest))
 
 

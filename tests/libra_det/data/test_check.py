@@ -57,6 +57,15 @@ def test_no_mistake_is_left_out(coco_folder):
     assert all(f"annotation {number}: " in str(error.value) for number in range(30))
 
 
+def test_a_thousand_mistakes_are_enough(coco_folder):
+    first = coco_folder.content["annotations"][0]
+    coco_folder.content["annotations"] = [{**first, "id": number, "bbox": [1]} for number in range(1200)]
+    with pytest.raises(ValueError, match="1200 to be mended") as error:
+        check_data(coco_folder.write())
+    assert "annotation 999: " in str(error.value) and "annotation 1000: " not in str(error.value)
+    assert str(error.value).endswith("... and 200 more")
+
+
 def test_images_annotated_as_stored_are_told_apart(coco_folder):
     exif = Image.Exif()
     exif[0x0112] = 8
