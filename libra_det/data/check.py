@@ -73,7 +73,7 @@ def check_data(config: DataConfig) -> str:
         if problems.summary():
             report.append("handled:\n" + _indented(problems.summary()))
     if errors:
-        report.append(f"{len(errors)} to be mended before training:\n" + _indented("\n".join(errors)))
+        report.append(f"{len(errors)} to be mended before training:\n" + _indented("\n".join(map(printable, errors))))
         raise ValueError("\n".join(report))
     report.append("All images can be loaded.")
     return "\n".join(report)
@@ -161,4 +161,4 @@ def _inspect(image: ImageRecord, problems: Problems) -> bool:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" for line in text.split("\n"))
