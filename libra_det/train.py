@@ -44,7 +44,7 @@ from libra_det.run_folder import environment, resume_command
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
-from libra_det.terminal import say
+from libra_det.terminal import few, say
 from libra_det.train_step import TrainStep, make_optimizer, restore_optimizer
 from libra_det.weights.fit import compare, load_fitting
 from libra_det.weights.load import Weights, fill
@@ -298,7 +298,7 @@ class Trainer:
     def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.categories != self.categories:
             raise ValueError(
-                f"--resume: the run has the categories {checkpoint.categories}, the data {self.categories}"
+                f"--resume: the run has the categories {few(checkpoint.categories)}, the data {few(self.categories)}"
             )
         if checkpoint.steps_per_epoch != self.steps_per_epoch:
             raise ValueError(

@@ -75,7 +75,7 @@ def check_data(config: DataConfig) -> str:
             report.append("handled:\n" + _indented(problems.summary()))
     if errors:
         more = [f"... and {len(errors) - _MOST_ERRORS} more"] if len(errors) > _MOST_ERRORS else []
-        listed = "\n".join(errors[:_MOST_ERRORS] + more)
+        listed = "\n".join([*map(printable, errors[:_MOST_ERRORS]), *more])
         report.append(f"{len(errors)} to be mended before training:\n{_indented(listed)}")
         raise ValueError("\n".join(report))
     report.append("All images can be loaded.")
@@ -164,4 +164,4 @@ def _inspect(image: ImageRecord, problems: Problems) -> bool:
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" for line in text.split("\n"))

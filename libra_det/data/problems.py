@@ -37,7 +37,7 @@ class AnnotationError(ValueError):
         self.errors = list(errors)
         more = len(self.errors) - _SHOWN_ERRORS
         rest = [f"... and {more} more; `libra check` lists them"] if more > 0 else []
-        super().__init__("\n".join(self.errors[:_SHOWN_ERRORS] + rest))
+        super().__init__("\n".join([*map(printable, self.errors[:_SHOWN_ERRORS]), *rest]))
 
 
 class Problems:

@@ -82,7 +82,7 @@ class ProposalWriter:
             "scores": self._scores[:total],
             "offsets": np.array(self._offsets, dtype=np.int64),
             "image_ids": np.array(self._image_ids, dtype=np.int64),
-            "file_names": np.frombuffer("\0".join(self._file_names).encode(), dtype=np.uint8),
+            "file_names": np.frombuffer("\0".join(self._file_names).encode(errors="surrogatepass"), dtype=np.uint8),
         }
         metadata = {"format": FORMAT, "limit": str(self.limit), **{name: str(value) for name, value in facts.items()}}
         make_folder(self.file.parent)

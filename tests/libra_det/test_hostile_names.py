@@ -80,6 +80,17 @@ def test_a_name_that_no_file_can_have_is_a_sentence(hostile_data, capfd):
     assert r"expected a file_name that a file can have, got '\ud800\x1b.png'" in printed and "\x1b" not in printed
 
 
+@pytest.mark.parametrize("char", ["\n", "\r", "\x1c", "\x85", "\u2028"])
+def test_an_error_is_one_line_whatever_separates_lines_in_a_name(hostile_data, capfd, char):
+    file = hostile_data / "train.json"
+    content = json.loads(file.read_text())
+    content["images"][1]["file_name"] = f"a{char}b.png"
+    file.write_text(json.dumps(content))
+    assert cli.main(["check", str(hostile_data)]) == 2
+    name = f"a{char}b.png".encode("unicode_escape").decode()
+    assert f"  {hostile_data / name}: this image file is missing (image 2)\n" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("name", [*NAMES.values(), "x" * 10**6, "[red]", "\0"])
 def test_pictures_and_tables_take_any_name(name, capsys):
     assert draw_boxes(Image.new("RGB", (60, 40)), [[1, 2, 30, 20]], [0], [name], [0.5]).size == (480, 320)
