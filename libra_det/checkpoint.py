@@ -108,7 +108,7 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     """Read a checkpoint: a file, or the newest one of a run folder that is whole. Tensors come to the CPU.
 
     Where a run's newest file is damaged, a warning says so and which one is read instead. Nothing in the file is
-    executed (`weights_only`), so that a checkpoint from a stranger is safe to open.
+    executed, so that a checkpoint from a stranger is safe to open.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
