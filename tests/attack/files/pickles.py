@@ -12,11 +12,19 @@ from torch import Tensor
 from tests.attack.operations.draw import Draw
 
 STORAGES = {
-    torch.float32: "FloatStorage", torch.float64: "DoubleStorage", torch.float16: "HalfStorage",
-    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage", torch.int16: "ShortStorage",
-    torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
-    torch.complex64: "ComplexFloatStorage", torch.complex128: "ComplexDoubleStorage",
-}  # fmt: skip
+    torch.float32: "FloatStorage",
+    torch.float64: "DoubleStorage",
+    torch.float16: "HalfStorage",
+    torch.bfloat16: "BFloat16Storage",
+    torch.int64: "LongStorage",
+    torch.int32: "IntStorage",
+    torch.int16: "ShortStorage",
+    torch.int8: "CharStorage",
+    torch.uint8: "ByteStorage",
+    torch.bool: "BoolStorage",
+    torch.complex64: "ComplexFloatStorage",
+    torch.complex128: "ComplexDoubleStorage",
+}
 
 
 def text(value: str) -> bytes:
@@ -115,7 +123,9 @@ def exploits(canary: Path) -> dict[str, bytes]:
         "torch.serialization.load": call("torch.serialization", "load", text(str(canary))),
         "torch._utils dotted": call("torch._utils", "torch.os.system", text(shell)),
         "numpy.save": call("numpy", "save", text(str(canary)), integer(1)),
-        "numpy tofile": call("numpy", "ndarray.tofile", call("numpy", "ndarray", tuple_of(integer(1))), text(str(canary))),
+        "numpy tofile": call(
+            "numpy", "ndarray.tofile", call("numpy", "ndarray", tuple_of(integer(1))), text(str(canary))
+        ),
         "OBJ os.system": b"(" + name("os", "system") + text(shell) + b"o",
         "INST os.system": b"(" + text(shell) + b"ios\nsystem\n",
         "NEWOBJ Popen": name("subprocess", "Popen") + tuple_of(list_of(text("touch"), text(str(canary)))) + b"\x81",
@@ -130,7 +140,7 @@ def exploits(canary: Path) -> dict[str, bytes]:
         "EXT2": b"\x83\x01\x00" + tuple_of() + b"R",
         "EXT4": b"\x84\x01\x00\x00\x00" + tuple_of() + b"R",
         "persistent text": b"Pos.system\n",
-    }  # fmt: skip
+    }
     reduced = (
         name("copyreg", "_reconstructor") + tuple_of(name("os", "_wrap_close"), name("builtins", "object"), b"N") + b"R"
     )
