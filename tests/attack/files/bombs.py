@@ -190,10 +190,11 @@ def draw_claim(draw: Draw, storage: Callable[..., bytes] = storage) -> tuple[byt
     elif what == "broadcast":
         made = tensor(held, [10**6, 10**6], [0, 0])
     elif what == "key":
-        made = tensor(storage(kind, draw.choice(("nothing", "../claim", "/etc/passwd", "", "0" * 1000)), 4), [4])
+        claim = draw.choice(("nothing", "../claim", "/etc/passwd", "", "0" * 1000))
+        made = tensor(storage(kind, claim, 4), [4])
     elif what == "device":
-        device = draw.choice(("cuda:0", "cuda:99999", "meta", "xla", "", "mps", "privateuseone", "nonsense"))
-        made = tensor(storage(kind, "claim", 4, device), [4])
+        claim = draw.choice(("cuda:0", "cuda:99999", "meta", "xla", "", "mps", "privateuseone", "nonsense"))
+        made = tensor(storage(kind, "claim", 4, claim), [4])
     elif what == "dtype":
         claim = draw.choice([*STORAGES.values(), "QUInt8Storage", "QInt32Storage", "UntypedStorage", "NoStorage"])
         made = tensor(storage(claim, "claim", 1), [1])
@@ -204,7 +205,7 @@ def draw_claim(draw: Draw, storage: Callable[..., bytes] = storage) -> tuple[byt
         made, claim = draw.choice(_other_tensors(held))
     return (
         made,
-        f"tensor whose {what} is {claim if isinstance(claim, str) or claim < 10**300 else '10^400'}",
+        f"tensor whose {what} is {claim[:30] if isinstance(claim, str) else claim if claim < 10**300 else '10^400'}",
     )
 
 

@@ -48,75 +48,50 @@ def checkpoint(draw: Draw, files: Valid, place: Place) -> Attack:
         / draw.choice(("epoch_0001.pt", "epoch_0001.pt", "epoch_0001_step_000001.pt", "epoch_" + "9" * 200 + ".pt"))
     )
     file.write_bytes(content)
-    if draw.chance(0.15):
+    if draw.chance(0.3):
         return Attack("checkpoint", words, ("train", "--output", "run", "--resume", "--epochs", "2"))
     source = draw.choice(("run", str(file.relative_to(place.folder))))
     return used(draw, source, files, "checkpoint", words)
 
 
 def _hostile_checkpoint(draw: Draw, files: Valid, place: Place, values: dict[str, Any], what: str) -> tuple[bytes, str]:
-    """A whole checkpoint with one value that is hostile; its tensors stay as they are."""
+    """A whole checkpoint but for one value, at any depth, that is hostile."""
     if what == "field":
         values["config"], words = with_field(draw, files.config())
     elif what == "value":
-        name = draw.choice([key for key in values if key != "model"])
-        pool: tuple[Any, ...] = (
-            10**9,
-            10**18,
-            10**400,
-            -1,
-            float("nan"),
-            float("inf"),
-            "x",
-            [],
-            {},
-            True,
-            None,
-            (),
-            [[]],
-            [[1, "a"], [2, "\x1b[2J"]],
-            [[10**400, "a"], [1, "b"]],
-            [["x", "y"], ["z", 3]],
-            [[3, "red box"]] * 10**5,
-            {"state": {}, "param_groups": []},
-            torch.ones(3),
-            "[" * 100_000,
-            "1" * 10_000,
-            [[3, "a" * 10**6], [7, "b"]],
-        )
+        pool = hostile_values()
         position = draw.integer(0, len(pool) - 1)
-        values[name], words = pool[position], f"{name} = number {position} of the hostile values"
+        path = pickles.replaced(draw, values, pool[position])
+        words = f"{path} = number {position} of the hostile values"
     else:
         made, words = draw.choice((draw_claim, draw_bomb, lambda d: pickles.draw_exploit(d, place.canary)))(draw)
-        name = draw.choice(
-            ("model", "ema", "optimizer", "config", "categories", "epoch", "format", "seconds", "beside")
-        )
-        programs, storages = pickles.tensors(values["model"])
-        storages["claim"] = struct.pack("<4f", 1, 2, 3, 4)
-        state = pickles.dict_of(programs)
-        whole = {
-            "config": pickles.text(values["config"]),
-            "categories": pickles.list_of(),
-            "model": state,
-            "ema": b"N",
-            "optimizer": pickles.dict_of({}),
-            "epoch": pickles.integer(1),
-            "step": pickles.integer(0),
-            "steps_per_epoch": pickles.integer(1),
-            "seconds": pickles.integer(1),
-            "format": pickles.integer(values["format"]),
-        }
-        whole["categories"] = pickles.list_of(
-            *(pickles.tuple_of(pickles.integer(id), pickles.text(of)) for id, of in values["categories"])
-        )
-        if name == "model" and draw.chance(0.7):
-            programs[draw.choice(list(programs))] = made
-            made = pickles.dict_of(programs)
-        whole[name] = made
-        return containers.zip_file(pickles.program(pickles.dict_of(whole)), storages), f"{name} = {words}"
+        words = f"{pickles.replaced(draw, values, pickles.Made(made))} = {words}"
+        storages: dict[str, bytes] = {}
+        program = pickles.program(pickles.value(values, storages))
+        return containers.zip_file(program, {**storages, "claim": struct.pack("<4f", 1, 2, 3, 4)}), words
     stream = io.BytesIO()
     torch.save(values, stream)
     return stream.getvalue(), words
+
+
+def hostile_values() -> list[Any]:
+    numbers = [0, 1, -1, 2, 10**9, 10**18, 2**63, 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"), True, None]
+    texts = ["x", "", "\x1b[2J", "a" * 10**6, "1" * 10_000, "[" * 100_000, "\ud800"]
+    nested: list[Any] = [
+        [],
+        {},
+        (),
+        [[]],
+        [[1, "a"], [2, "\x1b[2J"]],
+        [[10**400, "a"], [1, "b"]],
+        [[3, "red box"]] * 10**5,
+    ]
+    nested += [{"state": {}, "param_groups": []}, {1: {2: 3}}, {"a": [torch.ones(3)]}, [[3, "a" * 10**6], [7, "b"]]]
+    of_one = [torch.ones(3), torch.ones(()), torch.zeros(0), torch.full((4,), float("nan")), torch.tensor(2**62)]
+    kinds = (torch.float16, torch.float64, torch.int8, torch.bool, torch.complex64, torch.bfloat16)
+    of_one += [torch.ones(3, dtype=kind) for kind in kinds]
+    of_one += [torch.ones(1).expand(10**6, 10**6), torch.ones(2, 3).T, torch.zeros(10**9, 0), torch.ones(3).to("meta")]
+    return [*numbers, *texts, *nested, *of_one]
 
 
 def flips(draw: Draw, files: Valid, place: Place) -> Attack:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,6 +100,46 @@ def tensors(
         storages[str(position)] = data
         programs[key] = tensor(make(STORAGES[value.dtype], str(position), value.numel()), list(value.shape))
     return programs, storages
+
+
+class Made(bytes):
+    """A program in a place where a value would be."""
+
+
+def value(of: Any, storages: dict[str, bytes]) -> bytes:
+    """The program of plain values and tensors, whose storages are added; what is `Made` stands for itself."""
+    if isinstance(of, Made):
+        return bytes(of)
+    if isinstance(of, Tensor):
+        key = str(len(storages))
+        storages[key] = of.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if of.numel() else b""
+        return tensor(storage(STORAGES[of.dtype], key, of.numel()), list(of.shape))
+    if of is None or isinstance(of, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[of]
+    if isinstance(of, int):
+        return integer(of)
+    if isinstance(of, float):
+        return b"G" + struct.pack(">d", of)
+    if isinstance(of, str):
+        return text(of)
+    if isinstance(of, dict):
+        return dict_of([(value(key, storages), value(item, storages)) for key, item in of.items()])
+    items = [value(item, storages) for item in of]
+    return tuple_of(*items) if isinstance(of, tuple) else list_of(*items)
+
+
+def replaced(draw: Draw, values: Any, made: Any) -> str:
+    """Puts something in the place of one of the values, at any depth; returns the way there."""
+    node, path = values, ""
+    while True:
+        key = draw.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
+        path += f".{key}" if isinstance(node, dict) else f"[{key}]"
+        inner = node[key]
+        if isinstance(inner, (dict, list)) and inner and draw.chance(0.8):
+            node = inner
+            continue
+        node[key] = made
+        return path
 
 
 def exploits(canary: Path) -> dict[str, bytes]:
