@@ -43,7 +43,7 @@ def _numpy_dtype(code: str, *more: bytes) -> bytes:
 
 
 def _state(itemsize: int) -> tuple[bytes, ...]:
-    """What NumPy's dtype is told by BUILD: version, byte order, subarray, names, fields, item size, alignment, flags."""
+    """What BUILD tells a dtype: version, byte order, subarray, names, fields, item size, alignment, flags."""
     return (integer(3), text("|"), b"N", b"N", b"N", integer(itemsize), integer(-1), integer(0))
 
 
@@ -71,7 +71,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "dtype U of 2^29": lambda: _numpy_dtype("U536870911"),
     "array of negative size": lambda: _array((2,), _numpy_dtype("V8", *_state(-1)), b"1234"),
     "scalar": lambda: call("numpy.core.multiarray", "scalar", _numpy_dtype("f8"), b"B\x01\x00\x00\x001"),
-    "scalar of objects": lambda: call("numpy.core.multiarray", "scalar", _numpy_dtype("O8"), b"B\x08\x00\x00\x00AAAAAAAA"),
+    "scalar of objects": lambda: call(
+        "numpy.core.multiarray", "scalar", _numpy_dtype("O8"), b"B\x08\x00\x00\x00AAAAAAAA"
+    ),
     "ndarray of 10^12": lambda: call("numpy", "ndarray", tuple_of(integer(_LARGE)), text("f8")),
     "torch.Tensor of sizes": lambda: call("torch", "Tensor", integer(10**6), integer(10**6)),
     "torch.Tensor new": lambda: name("torch", "Tensor") + tuple_of(integer(10**6), integer(10**6)) + b"\x81",
@@ -93,7 +95,9 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "encode zlib": lambda: call("_codecs", "encode", text("a" * 100_000), text("zlib")),
     "encode unicode_escape": lambda: call("_codecs", "encode", text("\u20ac" * 100_000), text("unicode_escape")),
     "encode rot13": lambda: call("_codecs", "encode", text("os"), text("rot13")),
-    "encode twice": lambda: call("_codecs", "encode", call("_codecs", "encode", text("a"), text("latin1")), text("latin1")),
+    "encode twice": lambda: call(
+        "_codecs", "encode", call("_codecs", "encode", text("a"), text("latin1")), text("latin1")
+    ),
     "decode": lambda: call("_codecs", "decode", b"B\x02\x00\x00\x00ab", text("punycode")),
     "Counter": lambda: call("collections", "Counter", text("a" * 100_000)),
     "OrderedDict of itself": lambda: ORDERED + b"q\x05(h\x05h\x05u",
@@ -134,16 +138,14 @@ BOMBS: dict[str, Callable[[], bytes]] = {
     "DUP": lambda: b"]" + b"2a" * 1000,
     "persistent number": lambda: integer(7) + b"Q",
     "persistent of two": lambda: tuple_of(text("storage"), name("torch", _FLOATS)) + b"Q",
-    "persistent of unhashable key": lambda: tuple_of(
-        text("storage"), name("torch", _FLOATS), b"]", text("cpu"), integer(1)
-    )
-    + b"Q",
-    "persistent of another class": lambda: tuple_of(
-        text("storage"), name("collections", "OrderedDict"), text("0"), text("cpu"), integer(1)
-    )
-    + b"Q",
+    "persistent of unhashable key": lambda: (
+        tuple_of(text("storage"), name("torch", _FLOATS), b"]", text("cpu"), integer(1)) + b"Q"
+    ),
+    "persistent of another class": lambda: (
+        tuple_of(text("storage"), name("collections", "OrderedDict"), text("0"), text("cpu"), integer(1)) + b"Q"
+    ),
     "persistent of module": lambda: tuple_of(text("module"), name("os", "system"), text("a"), text("b")) + b"Q",
-}  # fmt: skip
+}
 
 _CLAIMS = (2**31, 2**40, _LARGE, 2**61, 2**62, 2**63 - 1, -1, 0, 10**400)
 
@@ -153,8 +155,11 @@ def draw_bomb(draw: Draw) -> tuple[bytes, str]:
     return BOMBS[chosen](), chosen
 
 
-def draw_claim(draw: Draw) -> tuple[bytes, str]:
-    """A tensor that is not in the file as it says: of a storage of four numbers under the key "claim"."""
+def draw_claim(draw: Draw, storage: Callable[..., bytes] = storage) -> tuple[bytes, str]:
+    """A tensor that is not in the file as it says: of a storage of four numbers under the key "claim".
+
+    storage: the form of its persistent id, that of an archive or the older one.
+    """
     what = draw.choice(
         (
             "numel",
@@ -185,10 +190,11 @@ def draw_claim(draw: Draw) -> tuple[bytes, str]:
     elif what == "broadcast":
         made = tensor(held, [10**6, 10**6], [0, 0])
     elif what == "key":
-        made = tensor(storage(kind, draw.choice(("nothing", "../claim", "/etc/passwd", "", "0" * 1000)), 4), [4])
+        claim = draw.choice(("nothing", "../claim", "/etc/passwd", "", "0" * 1000))
+        made = tensor(storage(kind, claim, 4), [4])
     elif what == "device":
-        device = draw.choice(("cuda:0", "cuda:99999", "meta", "xla", "", "mps", "privateuseone", "nonsense"))
-        made = tensor(storage(kind, "claim", 4, device), [4])
+        claim = draw.choice(("cuda:0", "cuda:99999", "meta", "xla", "", "mps", "privateuseone", "nonsense"))
+        made = tensor(storage(kind, "claim", 4, claim), [4])
     elif what == "dtype":
         claim = draw.choice([*STORAGES.values(), "QUInt8Storage", "QInt32Storage", "UntypedStorage", "NoStorage"])
         made = tensor(storage(claim, "claim", 1), [1])
@@ -199,7 +205,7 @@ def draw_claim(draw: Draw) -> tuple[bytes, str]:
         made, claim = draw.choice(_other_tensors(held))
     return (
         made,
-        f"tensor whose {what} is {claim if isinstance(claim, str) else f'{claim:.3g}' if claim < 10**300 else '10^400'}",
+        f"tensor whose {what} is {claim[:30] if isinstance(claim, str) else claim if claim < 10**300 else '10^400'}",
     )
 
 
@@ -211,11 +217,30 @@ def _other_tensors(held: bytes) -> list[tuple[bytes, str]]:
         (call("torch._utils", "_rebuild_tensor", held, integer(0), two, two), "_rebuild_tensor"),
         (call("torch._utils", "_rebuild_parameter", good, b"\x88", ORDERED), "parameter"),
         (call("torch._utils", "_rebuild_meta_tensor_no_storage", name("torch", "float32"), two, two, b"\x89"), "meta"),
-        (call("torch._utils", "_rebuild_sparse_tensor", name("torch", "sparse_coo"), tuple_of(indices, good, two)), "sparse"),
-        (call("torch._utils", "_rebuild_qtensor", held, integer(0), two, two, integer(1), b"\x89", ORDERED), "quantized"),
-        (call("torch._utils", "_rebuild_wrapper_subclass", name("torch", "Tensor"), name("torch", "float32"), two), "wrapper"),
+        (
+            call("torch._utils", "_rebuild_sparse_tensor", name("torch", "sparse_coo"), tuple_of(indices, good, two)),
+            "sparse",
+        ),
+        (
+            call("torch._utils", "_rebuild_qtensor", held, integer(0), two, two, integer(1), b"\x89", ORDERED),
+            "quantized",
+        ),
+        (
+            call("torch._utils", "_rebuild_wrapper_subclass", name("torch", "Tensor"), name("torch", "float32"), two),
+            "wrapper",
+        ),
         (call("torch._utils", "_rebuild_device_tensor_from_numpy", integer(1), integer(1), integer(1)), "from numpy"),
-        (call("torch._tensor", "_rebuild_from_type_v2", name("torch", "Size"), name("torch", "Tensor"), two, dict_of({})), "v2"),
+        (
+            call(
+                "torch._tensor",
+                "_rebuild_from_type_v2",
+                name("torch", "Size"),
+                name("torch", "Tensor"),
+                two,
+                dict_of({}),
+            ),
+            "v2",
+        ),
         (good + dict_of({"grad": integer(1)}) + b"b", "BUILD"),
         (call("torch.nn.parameter", "Parameter", good), "nn.Parameter"),
-    ]  # fmt: skip
+    ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +13,19 @@ from torch import Tensor
 from tests.attack.operations.draw import Draw
 
 STORAGES = {
-    torch.float32: "FloatStorage", torch.float64: "DoubleStorage", torch.float16: "HalfStorage",
-    torch.bfloat16: "BFloat16Storage", torch.int64: "LongStorage", torch.int32: "IntStorage", torch.int16: "ShortStorage",
-    torch.int8: "CharStorage", torch.uint8: "ByteStorage", torch.bool: "BoolStorage",
-    torch.complex64: "ComplexFloatStorage", torch.complex128: "ComplexDoubleStorage",
-}  # fmt: skip
+    torch.float32: "FloatStorage",
+    torch.float64: "DoubleStorage",
+    torch.float16: "HalfStorage",
+    torch.bfloat16: "BFloat16Storage",
+    torch.int64: "LongStorage",
+    torch.int32: "IntStorage",
+    torch.int16: "ShortStorage",
+    torch.int8: "CharStorage",
+    torch.uint8: "ByteStorage",
+    torch.bool: "BoolStorage",
+    torch.complex64: "ComplexFloatStorage",
+    torch.complex128: "ComplexDoubleStorage",
+}
 
 
 def text(value: str) -> bytes:
@@ -93,6 +102,46 @@ def tensors(
     return programs, storages
 
 
+class Made(bytes):
+    """A program in a place where a value would be."""
+
+
+def value(of: Any, storages: dict[str, bytes]) -> bytes:
+    """The program of plain values and tensors, whose storages are added; what is `Made` stands for itself."""
+    if isinstance(of, Made):
+        return bytes(of)
+    if isinstance(of, Tensor):
+        key = str(len(storages))
+        storages[key] = of.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if of.numel() else b""
+        return tensor(storage(STORAGES[of.dtype], key, of.numel()), list(of.shape))
+    if of is None or isinstance(of, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[of]
+    if isinstance(of, int):
+        return integer(of)
+    if isinstance(of, float):
+        return b"G" + struct.pack(">d", of)
+    if isinstance(of, str):
+        return text(of)
+    if isinstance(of, dict):
+        return dict_of([(value(key, storages), value(item, storages)) for key, item in of.items()])
+    items = [value(item, storages) for item in of]
+    return tuple_of(*items) if isinstance(of, tuple) else list_of(*items)
+
+
+def replaced(draw: Draw, values: Any, made: Any) -> str:
+    """Puts something in the place of one of the values, at any depth; returns the way there."""
+    node, path = values, ""
+    while True:
+        key = draw.choice(list(node) if isinstance(node, dict) else list(range(len(node))))
+        path += f".{key}" if isinstance(node, dict) else f"[{key}]"
+        inner = node[key]
+        if isinstance(inner, (dict, list)) and inner and draw.chance(0.8):
+            node = inner
+            continue
+        node[key] = made
+        return path
+
+
 def exploits(canary: Path) -> dict[str, bytes]:
     """Programs that would touch a file, if the reader ran them."""
     shell, python = f"touch {canary}", f"open({str(canary)!r}, 'w').close()"
@@ -115,7 +164,9 @@ def exploits(canary: Path) -> dict[str, bytes]:
         "torch.serialization.load": call("torch.serialization", "load", text(str(canary))),
         "torch._utils dotted": call("torch._utils", "torch.os.system", text(shell)),
         "numpy.save": call("numpy", "save", text(str(canary)), integer(1)),
-        "numpy tofile": call("numpy", "ndarray.tofile", call("numpy", "ndarray", tuple_of(integer(1))), text(str(canary))),
+        "numpy tofile": call(
+            "numpy", "ndarray.tofile", call("numpy", "ndarray", tuple_of(integer(1))), text(str(canary))
+        ),
         "OBJ os.system": b"(" + name("os", "system") + text(shell) + b"o",
         "INST os.system": b"(" + text(shell) + b"ios\nsystem\n",
         "NEWOBJ Popen": name("subprocess", "Popen") + tuple_of(list_of(text("touch"), text(str(canary)))) + b"\x81",
@@ -130,7 +181,7 @@ def exploits(canary: Path) -> dict[str, bytes]:
         "EXT2": b"\x83\x01\x00" + tuple_of() + b"R",
         "EXT4": b"\x84\x01\x00\x00\x00" + tuple_of() + b"R",
         "persistent text": b"Pos.system\n",
-    }  # fmt: skip
+    }
     reduced = (
         name("copyreg", "_reconstructor") + tuple_of(name("os", "_wrap_close"), name("builtins", "object"), b"N") + b"R"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import pkgutil
@@ -10,13 +11,13 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from tests.attack.children import MB, idle_memory, run_forked
-from tests.attack.files import annotations, images, runs, valid, weights
+from tests.attack.files import annotations, checkpoints, images, runs, safetensors_files, valid, weights
 from tests.attack.files.attack import Attack, Place
 from tests.attack.files.verdict import REFUSED_BY_FUNCTION, WRONG, Seeds, judged
 from tests.attack.operations.draw import Draw
@@ -24,7 +25,10 @@ from tests.attack.table import FAILED, Outcome, Table
 
 SECONDS = 10.0
 ADDRESS_SPACE = 3072 * MB  # beyond the parent's: a backstop
-MAKERS = {**weights.MAKERS, **runs.MAKERS, **annotations.MAKERS, **images.MAKERS}
+MAKERS = {
+    **weights.MAKERS, **checkpoints.MAKERS, **safetensors_files.MAKERS, **runs.MAKERS, **annotations.MAKERS,
+    **images.MAKERS,
+}  # fmt: skip
 SHARES = {
     "published .pth": 20, "legacy .pth": 9, "checkpoint": 12, "safetensors": 10, "configuration": 5, "bit flips": 8,
     "run folder": 8, "proposals": 7, "COCO JSON": 13, "VOC": 8, "image": 14,
@@ -55,35 +59,35 @@ class Attacker:
         self.valid = valid.load(self.seeds)
         self.watch = Seeds(self.seeds)
         warm_up(self.seeds, work)
+        self._own = {file.name for file in work.iterdir()}
         self.idle, self.resident = idle_memory(), _resident()
 
     def run(self, seed: int, number: int, kinds: Sequence[str] | None = None, *, keep: Path | None = None) -> Outcome:
         """Make the file of this number, and see how it is read. keep: copies the files there if it fails."""
         draw = Draw(seed, number)
-        kind = draw.choice(
-            [kind for kind, share in SHARES.items() if kinds is None or kind in kinds for _ in range(share)]
-        )
+        shares = {kind: share for kind, share in SHARES.items() if kinds is None or kind in kinds}
+        kind = draw.choice([kind for kind, share in shares.items() for _ in range(share)])
+        return self.attempt(lambda place: MAKERS[kind](draw, self.valid, place), number, keep=keep, seed=seed)
+
+    def attempt(
+        self,
+        make: Callable[[Place], Attack],
+        number: int,
+        *,
+        keep: Path | None = None,
+        seed: int = 0,
+        seconds: float = SECONDS,
+    ) -> Outcome:
         outer = self.work / f"{number}"
         place = Place(outer / "a" / "b", self.seeds, self.work / "canary")
         place.folder.mkdir(parents=True)
-        attack: Attack = MAKERS[kind](draw, self.valid, place)
+        attack = make(place)
         output = outer / "output"
-        grown = _resident() - self.resident
-        ended = run_forked(
-            lambda: _read(attack, place),
-            seconds=SECONDS,
-            address_space=ADDRESS_SPACE,
-            idle=self.idle + max(0, grown),
-            output=output,
-        )
+        idle = self.idle + max(0, _resident() - self.resident)
+        read = functools.partial(_read, attack, place)
+        ended = run_forked(read, seconds=seconds, address_space=ADDRESS_SPACE, idle=idle, output=output)
         words = output.read_bytes().decode("utf-8", "surrogateescape") if output.exists() else ""
-        outside = sorted(str(file.name) for file in (*outer.iterdir(), *(outer / "a").iterdir()))
-        outside = [name for name in outside if name not in ("a", "b", "output")]
-        outside += [file.name for file in self.work.glob("*canary*")]
-        if self.watch.changed():
-            outside.append("the valid files")
-            self.watch = Seeds(self.seeds)
-        verdict, cause = judged(ended, words, place, outside)
+        verdict, cause = judged(ended, words, place, self._outside(outer))
         details = ""
         if verdict == FAILED:
             details = self._details(seed, number, attack, ended, words)
@@ -91,7 +95,16 @@ class Attacker:
                 shutil.copytree(place.folder, keep / f"{number}", dirs_exist_ok=True, symlinks=True)
         place.canary.unlink(missing_ok=True)
         shutil.rmtree(outer, ignore_errors=True)
-        return Outcome(number, kind, verdict, cause, details, ended.cpu_seconds)
+        return Outcome(number, attack.kind, verdict, cause, details, ended.cpu_seconds)
+
+    def _outside(self, outer: Path) -> list[str]:
+        """What the child wrote that does not lie in its own folder."""
+        found = {file.name for file in (*outer.iterdir(), *(outer / "a").iterdir())} - {"a", "b", "output"}
+        found |= {file.name for file in self.work.iterdir()} - self._own - {outer.name, "canary"}
+        if self.watch.changed():
+            found.add("the valid files")
+            self.watch = Seeds(self.seeds)
+        return sorted(found)
 
     def _details(self, seed: int, number: int, attack: Attack, ended: object, words: str) -> str:
         command = f"libra {' '.join(attack.arguments)}" if attack.arguments else "a function"

@@ -79,12 +79,41 @@ def proposals(draw: Draw, files: Valid, place: Place) -> Attack:
     (place.folder / "p.safetensors").write_bytes(content)
     data = str(files.folder / "data")
     if draw.chance(0.12):
-        arguments = ("eval", str(files.folder / "tiny_fast.pth"), "--data", data, "--split", "train", "--workers", "0",
-                     "--proposals", "p.safetensors", "--output", "evaluation")  # fmt: skip
+        arguments = (
+            "eval",
+            str(files.folder / "tiny_fast.pth"),
+            "--data",
+            data,
+            "--split",
+            "train",
+            "--workers",
+            "0",
+            "--proposals",
+            "p.safetensors",
+            "--output",
+            "evaluation",
+        )
         return Attack("proposals", words, arguments)
     if draw.chance(0.1):
-        arguments = ("train", "--recipe", "tiny_fast", "--data", data, "--eval-split", "train", "--epochs", "1", "--workers",
-                     "0", "--proposals", "p.safetensors", "--eval-proposals", "p.safetensors", "--output", "run")  # fmt: skip
+        arguments = (
+            "train",
+            "--recipe",
+            "tiny_fast",
+            "--data",
+            data,
+            "--eval-split",
+            "train",
+            "--epochs",
+            "1",
+            "--workers",
+            "0",
+            "--proposals",
+            "p.safetensors",
+            "--eval-proposals",
+            "p.safetensors",
+            "--output",
+            "run",
+        )
         return Attack("proposals", words, arguments)
     return Attack("proposals", words, function=lambda: _read_proposals(data))
 
@@ -102,8 +131,9 @@ def _read_proposals(data: str) -> None:
     for image in images:
         for limit in (2, 2000):
             boxes, scores = file.read(image.id, limit)
-            assert boxes.dim() == 2 and boxes.shape[1] == 4 and boxes.shape[0] == scores.shape[0] <= limit
-            assert boxes.is_floating_point() and scores.is_floating_point()
+            fits = boxes.dim() == 2 and boxes.shape[1] == 4 and boxes.shape[0] == scores.shape[0] <= limit
+            assert fits, f"regions {list(boxes.shape)} with scores {list(scores.shape)}"
+            assert boxes.is_floating_point() and scores.is_floating_point(), f"regions of {boxes.dtype}"
             assert boxes.isfinite().all(), "a region that is not finite"
 
 
@@ -123,8 +153,22 @@ def _hostile_proposals(draw: Draw, good: bytes) -> tuple[bytes, str]:
         flat[draw.integer(0, len(flat) - 1)] = value = draw.choice(pool)
         what = f"{name} with {value}"
     elif what == "offsets":
-        arrays["offsets"] = np.array(draw.choice(([0, 2**62, 2**63 - 1], [5, 0, -1], [-(2**63), 0, 1], [0, 1], [0], [],
-                                                  [0, 1000, 2000], [0, -1, 2**40], [[0, 1, 2]], [3, 3, 3])))  # fmt: skip
+        arrays["offsets"] = np.array(
+            draw.choice(
+                (
+                    [0, 2**62, 2**63 - 1],
+                    [5, 0, -1],
+                    [-(2**63), 0, 1],
+                    [0, 1],
+                    [0],
+                    [],
+                    [0, 1000, 2000],
+                    [0, -1, 2**40],
+                    [[0, 1, 2]],
+                    [3, 3, 3],
+                )
+            )
+        )
         arrays["offsets"] = arrays["offsets"].astype(np.int64)
     elif what == "dtype":
         kind = draw.choice(("f8", "f4", "f2", "i8", "i4", "i2", "u1", "?", "u8"))

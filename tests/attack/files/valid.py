@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import zipfile
@@ -78,8 +79,6 @@ def load(folder: Path) -> Valid:
 
 def pickle_in(archive: bytes) -> tuple[str, bytes]:
     """Name and content of the pickle in an archive of torch.save."""
-    import io
-
     with zipfile.ZipFile(io.BytesIO(archive)) as opened:
         name = next(entry for entry in opened.namelist() if entry.endswith("/data.pkl"))
         return name, opened.read(name)
@@ -87,8 +86,6 @@ def pickle_in(archive: bytes) -> tuple[str, bytes]:
 
 def with_pickle(archive: bytes, program: bytes) -> bytes:
     """The archive with another pickle, its checksums right."""
-    import io
-
     stream = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(stream, "w") as new:
         for entry in old.infolist():
@@ -98,8 +95,6 @@ def with_pickle(archive: bytes, program: bytes) -> bytes:
 
 def legacy_header_length(data: bytes) -> int:
     """Bytes of the pickles before the one with the content."""
-    import io
-
     stream = io.BytesIO(data)
     for _ in range(3):
         pickle.load(stream)  # of our own making

@@ -15,6 +15,8 @@ MOST_MEMORY = 1024 * MB
 MOST_OUTPUT = 200_000  # bytes: more is no message that a person reads
 _CHAIN = "Traceback (most recent call last)"
 _FRAME = re.compile(r'File "[^"]*/(libra_(?:det|ops)/[^"]+)", line \d+, in (\S+)')
+_PROGRESS = re.compile(r"\r[^\r\n]*\d+%\|[^\r\n]*\]|\r +\r|\r *(?=\n|$)")
+"""What tqdm draws; its lines are between carriage returns."""
 _LAST = re.compile(r"^([\w.]+(?:Error|Exception|Warning|Interrupt|Exit)?)(?:: (.*))?$")
 
 
@@ -45,7 +47,7 @@ def judged(ended: Ended, words: str, place: Place, outside: list[str]) -> tuple[
     if ended.grown > MOST_MEMORY:
         return FAILED, f"took more than {MOST_MEMORY // MB} MB"
     if ended.code == WRONG:
-        return FAILED, "wrong: " + words.rpartition("WRONG: ")[2].strip().splitlines()[0][:200]
+        return FAILED, "wrong: " + (words.rpartition("WRONG: ")[2].strip().splitlines() or ["?"])[0][:200]
     unseen = raw_control_characters(words)
     if unseen:
         return FAILED, f"raw control characters on the terminal: {unseen}"
@@ -57,7 +59,7 @@ def judged(ended: Ended, words: str, place: Place, outside: list[str]) -> tuple[
         return REFUSED, ""
     if ended.code not in (1, 2):
         return FAILED, f"exit code {ended.code}"
-    told = words.count("libra: error: ")
+    told = len(re.findall(r"^libra: error: ", words, re.MULTILINE))
     if ended.code == 1 and not told and "libra: warning: " in words and "could not be read" in words:
         return REFUSED, ""  # predict says for each image why it cannot be read
     return (REFUSED, "") if told == 1 else (FAILED, f"exit code {ended.code} with {told} sentences")
@@ -76,5 +78,6 @@ def traceback_cause(words: str) -> str:
 
 def raw_control_characters(words: str) -> str:
     """What a terminal would obey, or that changes the direction of writing; line breaks and tabs may be."""
+    words = _PROGRESS.sub("", words)
     found = {char for char in words if char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp")}
     return ", ".join(sorted(ascii(char) for char in found))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import mmap
+import resource
 import signal
 import struct
 import tempfile
@@ -14,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tests.attack.children import MB, run_forked
+from tests.attack.children import MB, run_forked, virtual_memory
 from tests.attack.operations.call import KINDS, Call
 from tests.attack.table import FAILED, HANDLED, REFUSED, Outcome, Table, from_line, to_line
 
 CALLS_OF_A_CHILD = 2000
-SECONDS_OF_A_CALL = 10.0
+SECONDS_OF_A_CALL = 10.0  # of computing; a call that waits has six times as long
+_OUT_OF_TIME = (signal.SIGPROF, signal.SIGALRM)
 _VERDICTS = (REFUSED, HANDLED, FAILED)
 _NONE = 255
 
@@ -78,7 +81,7 @@ def _batch(begin: int, end: int, seed: int, table: Table, memory_mb: int | None)
             failures = Path(scratch) / "failures"
             failures.touch()
             ended = run_forked(
-                lambda: _calls(begin, end, seed, progress, failures),
+                functools.partial(_calls, begin, end, seed, progress, failures),
                 seconds=SECONDS_OF_A_CALL * (end - begin),
                 address_space=None if memory_mb is None else memory_mb * MB,
                 output=Path(scratch) / "output",
@@ -94,18 +97,17 @@ def _batch(begin: int, end: int, seed: int, table: Table, memory_mb: int | None)
             if whole:
                 return
             words = (Path(scratch) / "output").read_text(errors="backslashreplace")
-            reason = "time-out" if ended.signal == signal.SIGALRM else ended.reason
+            reason = "time-out" if ended.signal in _OUT_OF_TIME else ended.reason
             table.add(_of_crash(begin, stop, seed, reason, words, progress, memory_mb))
         begin = stop + 1
 
 
 def _calls(begin: int, end: int, seed: int, progress: Progress, failures: Path) -> int:
-    """In the child. SIGALRM ends it, so that a kernel that does not return is stopped too."""
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    """In the child."""
     with open(failures, "w") as stream:
         for number in range(begin, end):
             progress.begin(number)
-            signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_CALL)
+            _start_clock()
             call = Call(seed, number)
             progress.set_kind(number - begin, KINDS.index(call.operation.name))
             outcome = call.run()
@@ -114,6 +116,12 @@ def _calls(begin: int, end: int, seed: int, progress: Progress, failures: Path) 
                 stream.write(to_line(outcome))
                 stream.flush()
     return 0
+
+
+def _start_clock() -> None:
+    """The signals end the process by themselves, so that a kernel that does not return is stopped too."""
+    signal.setitimer(signal.ITIMER_PROF, SECONDS_OF_A_CALL)
+    signal.setitimer(signal.ITIMER_REAL, 6 * SECONDS_OF_A_CALL)
 
 
 def _of_crash(
@@ -125,7 +133,7 @@ def _of_crash(
     with tempfile.TemporaryDirectory() as scratch:
         described, output = Path(scratch) / "described", Path(scratch) / "output"
         alone = run_forked(
-            lambda: _one(seed, number, described),
+            functools.partial(_one, seed, number, described),
             seconds=3 * SECONDS_OF_A_CALL,
             address_space=None if memory_mb is None else memory_mb * MB,
             output=output,
@@ -138,10 +146,9 @@ def _of_crash(
 
 
 def _one(seed: int, number: int, described: Path) -> int:
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     call = Call(seed, number)
     described.write_text(call.described(), errors="backslashreplace")
-    signal.setitimer(signal.ITIMER_REAL, SECONDS_OF_A_CALL)
+    _start_clock()
     call.run()
     return 0
 
@@ -149,6 +156,8 @@ def _one(seed: int, number: int, described: Path) -> int:
 def show_call(seed: int, number: int) -> int:
     """Prints one call and what becomes of it, in this process, where a debugger can be."""
     prepare()
+    limit = virtual_memory() + 2048 * MB
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     call = Call(seed, number)
     print(call.described(), flush=True)
     outcome = call.run()
