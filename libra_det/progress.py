@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from libra_det.files import GrowingFile, NotWritten, make_folder, write_text
 from libra_det.interrupt import drop_lost_terminal
+from libra_det.plain_json import parse_json
 
 PLAIN_LINE_SECONDS = 20.0  # between two lines where the output is no terminal
 SMOOTHING = 0.9  # share of the old value in the loss that the bar shows
@@ -181,8 +182,8 @@ def _open_log(file: Path, first_step: int) -> tuple[GrowingFile, set[int]]:
     kept, evaluated = [], set()
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:
-            values = json.loads(line)
-            if values["step"] > first_step:
+            values = parse_json(line)
+            if type(values["step"]) is not int or values["step"] > first_step:
                 continue
         except (ValueError, KeyError, TypeError):  # the process was killed while it wrote this line
             continue

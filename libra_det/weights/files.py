@@ -5,6 +5,7 @@ A `.pth` is a pickle, which is a program. `plain_pickle` rebuilds the values it 
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from libra_det.weights.torch_file import OddTensor, read_torch
 _STATE_KEYS = ("state_dict", "model", "model_state_dict")
 """Where frameworks put the tensors in a file that holds more."""
 _LONGEST_NAME = 500  # letters of a tensor's name
+_LONGEST_HEADER = 2**22  # bytes of a safetensors file's header; that of a detector has a hundred thousand
 
 
 class DamagedFile(ValueError):
@@ -115,6 +117,10 @@ def _is_safetensors(path: Path) -> bool:
 def _read_safetensors(path: Path) -> TensorFile:
     from safetensors import SafetensorError, safe_open
 
+    with open(path, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"{path}: has a safetensors header of {length} bytes; expected at most {_LONGEST_HEADER}")
     try:
         with safe_open(path, framework="pt") as stream:
             state = {key: stream.get_tensor(key) for key in stream.keys()}
@@ -135,7 +141,16 @@ def _read_torch(path: Path) -> Any:
             "for it could be anybody's. Have it saved again with tensors and plain values only: where it came from, "
             "torch.save({'state_dict': model.state_dict()}, FILE)"
         ) from error
+    except MemoryError as error:
+        raise ValueError(f"{path}: there is not enough memory to read it ({error})") from error
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # of a position before the beginning, which a damaged file may name
+            raise type(error)(error.errno, error.strerror, str(path)) from error
+        raise _damaged(path, error) from error
     except Exception as error:  # of many kinds, for a file that is cut off, changed or something else
-        reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-        kind = ValueError if isinstance(error, (MemoryError, PermissionError)) else DamagedFile
-        raise kind(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> DamagedFile:
+    reason = (str(error) or type(error).__name__).splitlines()[0][:200]
+    return DamagedFile(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?")

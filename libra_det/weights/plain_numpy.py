@@ -45,7 +45,7 @@ class DType:
 
 def scalar(kind: DType, data: bytes) -> Any:
     """A single number or text, as Python has it."""
-    numbers = _checked(kind).numbers(data)
+    numbers = _of_kind(kind).numbers(data)
     if len(numbers) != 1:
         raise ValueError(f"{len(numbers)} NumPy values in its pickle where one is expected")
     return numbers[0].item()
@@ -62,7 +62,7 @@ class ArrayInTheMaking:
         if not isinstance(state, tuple) or len(state) != 5:
             raise ValueError("a NumPy array in its pickle is incomplete")
         _, shape, kind, by_columns, data = state
-        numbers = _checked(kind).numbers(data)
+        numbers = _of_kind(kind).numbers(data)
         if not isinstance(shape, tuple) or len(shape) > _MOST_DIMENSIONS:
             raise ValueError("a NumPy array in its pickle has no shape")
         if not all(type(side) is int and side >= 0 for side in shape) or math.prod(shape) != len(numbers):
@@ -70,7 +70,7 @@ class ArrayInTheMaking:
         return numbers.reshape(shape, order="F" if by_columns else "C")
 
 
-def _checked(kind: Any) -> DType:
+def _of_kind(kind: Any) -> DType:
     if not isinstance(kind, DType):
         raise ValueError("NumPy values of no kind in its pickle")
     return kind

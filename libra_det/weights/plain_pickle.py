@@ -18,9 +18,14 @@ from libra_det.weights.plain_numpy import ArrayInTheMaking, DType, scalar
 
 MOST_INSTRUCTIONS = 500_000
 """A detector with its optimizer takes some ten thousand; so many take two or three seconds."""
+MOST_WORK = 2**26
+"""Bytes, or 1/64 of as many items of lists, that calls may go through in all: a few bytes can call again and again with
+the same large value, and each time it would be copied."""
 _LARGEST_KEY = 2**63  # of integers: larger ones can be chosen so that all of them collide in a dictionary
 
-_LONGEST_NAME = 100  # of what a message shows
+_LONGEST_NAME = 100  # letters of a name that a message shows
+_LONGEST_PART = 200  # letters of a module's or function's name
+_MOST_PARTS = 16  # of a key that is a tuple
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
@@ -72,12 +77,17 @@ class _Machine:
     marks: list[int] = field(default_factory=list)  # lengths of the stack
     memo: dict[int, Any] = field(default_factory=dict)
     wanted: set[str] = field(default_factory=set)  # names outside the table
+    work: int = 0  # see MOST_WORK
 
     def run(self, stream: BinaryIO) -> Any:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if count == MOST_INSTRUCTIONS:
-                raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
-            self._step(opcode.name, argument)
+        try:
+            for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+                if count == MOST_INSTRUCTIONS:
+                    raise ValueError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
+                self._step(opcode.name, argument)
+        except Exception:
+            if not self.wanted:
+                raise  # else it may come of what an unknown name would have given
         if self.wanted:
             raise NeedsCode(self.wanted)
         return self.stack.pop()
@@ -102,16 +112,16 @@ class _Machine:
             stack.append({"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_SET": set}[opcode]())
         elif opcode in ("APPEND", "APPENDS"):
             items = self._pop(1) if opcode == "APPEND" else self._pop_to_mark()
-            _expect(list, stack[-1]).extend(items)
+            _checked(list, stack[-1]).extend(items)
         elif opcode in ("SETITEM", "SETITEMS"):
             items = self._pop(2) if opcode == "SETITEM" else self._pop_to_mark()
-            _put_items(_expect(dict, stack[-1]), items)
+            _put_items(_checked(dict, stack[-1]), items)
         elif opcode == "ADDITEMS":
             items = self._pop_to_mark()
-            _expect(set, stack[-1]).update(map(checked_key, items))
+            _checked(set, stack[-1]).update(map(checked_key, items))
         elif opcode in ("GLOBAL", "STACK_GLOBAL"):
             module, name = argument.split(" ") if opcode == "GLOBAL" else self._pop(2)
-            stack.append(self._named(f"{_expect(str, module)}.{_expect(str, name)}"))
+            stack.append(self._named(f"{_checked_part(module)}.{_checked_part(name)}"))
         elif opcode in ("REDUCE", "NEWOBJ"):
             function, arguments = self._pop(2)
             stack.append(self._called(function, arguments))
@@ -161,14 +171,29 @@ class _Machine:
             return self._unknown(function.text)
         if any(isinstance(argument, Unknown) for argument in arguments):
             return Unknown(function.text)  # an error is under way
+        self._count(arguments)
         return self.builders[function.text](*arguments)
+
+    def _count(self, value: Any, depth: int = 2) -> None:
+        """Add what a call may have to go through: a value, and what is in the lists and tuples in it."""
+        if isinstance(value, (str, bytes)):
+            self.work += len(value)
+        elif isinstance(value, (list, tuple, dict, set)):
+            self.work += 64 * len(value)
+        if self.work > MOST_WORK:
+            raise ValueError("its pickle calls with large values again and again")
+        if depth and isinstance(value, (list, tuple)):
+            for item in value:
+                self._count(item, depth - 1)
 
     def _build(self, state: Any) -> None:
         """The rest of an object that was made by a call. Attributes of dictionaries (`_metadata`) are left out."""
         made = self.stack[-1]
+        self._count(state)
         if isinstance(made, ArrayInTheMaking) and not isinstance(state, Unknown):
             self.stack[-1] = made.finished(state)
             self.memo.update(dict.fromkeys(made.memo_keys, self.stack[-1]))
+            made.memo_keys.clear()
         elif isinstance(made, DType):
             made.set_state(state)
         elif not isinstance(made, (dict, Unknown, ArrayInTheMaking)):
@@ -198,23 +223,31 @@ def read_pickle(
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dictionary or an item of a set: text, a number or nothing, whose comparison takes no time."""
+    """A key of a dictionary or an item of a set: text, a number, nothing, or a few of those. They compare in no time."""
+    if isinstance(key, tuple) and len(key) <= _MOST_PARTS and not any(isinstance(part, tuple) for part in key):
+        return tuple(map(checked_key, key))
     if isinstance(key, int) and not -_LARGEST_KEY <= key < _LARGEST_KEY:
         raise ValueError("a key in its pickle is a number beyond 64 bits")
-    if not isinstance(key, (str, bytes, int, type(None))):
-        raise ValueError(f"a key in its pickle is a {type(key).__name__}; expected text or a whole number")
+    if not isinstance(key, (str, bytes, int, float, type(None))):
+        raise ValueError(f"a key in its pickle is a {type(key).__name__}; expected text or a number")
     return key
 
 
-def _put_items(target: dict[Any, Any], items: list[Any]) -> None:
+def _put_items(target: dict[Any, Any], items: list[Any] | tuple[Any, ...]) -> None:
     for key, value in zip(items[::2], items[1::2], strict=True):
         target[checked_key(key)] = value
 
 
-def _expect(kind: type, value: Any) -> Any:
+def _checked(kind: type | tuple[type, ...], value: Any) -> Any:
     if not isinstance(value, kind):
-        raise ValueError(f"its pickle fills a {type(value).__name__} as if it were a {kind.__name__}")
+        raise ValueError(f"its pickle has a {type(value).__name__} in an unexpected place")
     return value
+
+
+def _checked_part(name: Any) -> str:
+    if len(_checked(str, name)) > _LONGEST_PART:
+        raise ValueError(f"its pickle has a name of {len(name)} letters")
+    return name
 
 
 def _no_persistent(_: Any) -> Any:
@@ -223,37 +256,53 @@ def _no_persistent(_: Any) -> Any:
 
 def _ordered_dict(pairs: Any = ()) -> dict[Any, Any]:
     result: dict[Any, Any] = {}
-    for pair in pairs:
-        _put_items(result, list(pair))
+    for pair in _checked((list, tuple), pairs):
+        _put_items(result, _checked((list, tuple), pair))
     return result
 
 
-def _set(items: list[Any] | tuple[Any, ...] = ()) -> set[Any]:
-    return set(map(checked_key, items))
+def _default_dict(_: Any = None) -> dict[Any, Any]:
+    """Without the function that would fill in missing keys; what is in it comes by later instructions."""
+    return {}
 
 
-def _counter(counts: dict[Any, Any] | None = None) -> dict[Any, Any]:
-    return dict(_expect(dict, counts or {}))
+def _set(items: Any = ()) -> set[Any]:
+    return set(map(checked_key, _checked((list, tuple), items)))
+
+
+def _counter(counts: Any = None) -> dict[Any, Any]:
+    return dict(_checked(dict, counts or {}))
+
+
+def _complex(real: Any, imaginary: Any) -> complex:
+    return complex(_checked(float, real), _checked(float, imaginary))
 
 
 def _encoded(text: str, encoding: str) -> bytes:
     """Bytes, as protocol 2 has them: text whose letters are the bytes."""
-    if encoding not in ("latin1", "latin-1"):
+    if not isinstance(encoding, str) or encoding not in ("latin1", "latin-1"):
         raise ValueError("bytes in its pickle are not in latin1")
-    return text.encode("latin1")
+    return _checked(str, text).encode("latin1")
 
+
+_BUILTINS = ("builtins", "__builtin__")  # of Python 3 and 2
+_NUMPYS = ("numpy._core.multiarray", "numpy.core.multiarray")  # of NumPy 2 and 1
 
 PLAIN_BUILDERS: dict[str, Builder] = {
     "collections.OrderedDict": _ordered_dict,
+    "collections.defaultdict": _default_dict,
     "collections.Counter": _counter,
-    "builtins.set": _set,
-    "__builtin__.set": _set,
+    **{f"{module}.set": _set for module in _BUILTINS},
+    **{f"{module}.frozenset": _set for module in _BUILTINS},
+    **{f"{module}.bytes": lambda: b"" for module in _BUILTINS},
+    **{f"{module}.complex": _complex for module in _BUILTINS},
     "_codecs.encode": _encoded,
     "numpy.dtype": DType,
-    **{f"{module}.scalar": scalar for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
-    **{f"{module}._reconstruct": ArrayInTheMaking for module in ("numpy.core.multiarray", "numpy._core.multiarray")},
+    **{f"{module}.scalar": scalar for module in _NUMPYS},
+    **{f"{module}._reconstruct": ArrayInTheMaking for module in _NUMPYS},
 }
 """Of plain Python and of NumPy 1 and 2. Training frameworks leave such values in their notes."""
 
-NAMES = ("numpy.ndarray",)
-"""What is named as an argument of `_reconstruct`, and never called."""
+_FACTORIES = ("list", "dict", "int", "float", "str")
+NAMES = frozenset(["numpy.ndarray", *(f"{module}.{kind}" for module in _BUILTINS for kind in _FACTORIES)])
+"""What is named as an argument of `_reconstruct` and `defaultdict`, and never called."""

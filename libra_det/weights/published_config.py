@@ -53,15 +53,15 @@ def settings_of(meta: dict[str, Any]) -> Settings:
     Raises:
         ValueError: there is a configuration, but it cannot be read as data.
     """
-    text = meta.get("config") or meta.get("cfg")
-    if not isinstance(text, str):
+    text = next((meta[key] for key in ("config", "cfg") if isinstance(meta.get(key), str)), None)
+    if text is None:
         return Settings()
     values = read_assignments(text)
     settings = Settings()
     try:
         _read_model(values, settings)
         _read_data(values, settings)
-    except (AttributeError, TypeError, IndexError, KeyError) as error:
+    except (AttributeError, TypeError, IndexError, KeyError, RecursionError) as error:
         raise ValueError(f"has an unusual form ({error!r})") from error
     return settings
 

@@ -22,13 +22,14 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from libra_det.weights.plain_pickle import Builder, read_pickle
+from libra_det.weights.plain_pickle import Builder, Name, read_pickle
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_VERSION = 1001
 _ROOM = 2**24  # bytes that a compressed file may inflate to in any case
 _MOST_INFLATED = 4  # times the size of the file; numbers of a training hardly shrink
 _LARGEST_PICKLE = 2**27  # bytes; the values beside the tensors
+_LONGEST_DIRECTORY = 2**21  # bytes; that of a detector with its optimizer has some hundred thousand
 _CHUNK = 2**20
 _MOST_DIMENSIONS = 64
 
@@ -84,6 +85,7 @@ def read_torch(path: Path) -> Any:
 
 
 def _read_zip(stream: BinaryIO, size: int) -> Any:
+    _check_directory(stream, size)
     with zipfile.ZipFile(stream) as archive:
         _check_entries(archive.infolist(), size)
         pickles = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
@@ -114,6 +116,19 @@ def _read_zip(stream: BinaryIO, size: int) -> Any:
         return value
 
 
+def _check_directory(stream: BinaryIO, size: int) -> None:
+    """Before the list of entries is read: how long it is. It stands in the last record, or in the one before."""
+    stream.seek(max(0, size - 2**16 - 100))
+    end = stream.read()
+    stream.seek(0)
+    place = end.rfind(b"PK\x05\x06")
+    length = int.from_bytes(end[place + 12 : place + 16], "little") if place >= 0 else 0
+    if place >= 76 and end[place - 76 : place - 72] == b"PK\x06\x06":
+        length = int.from_bytes(end[place - 36 : place - 28], "little")
+    if length > _LONGEST_DIRECTORY:
+        raise ValueError(f"the list of entries in its zip file has {length} bytes")
+
+
 def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     """Before anything is inflated: how much it will be."""
     if len({info.filename for info in entries}) != len(entries):
@@ -127,7 +142,7 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
 
 def _read_entry(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
     """The bytes of an entry, [size] uint8; the zip reader compares the checksum at the end."""
-    data = torch.empty(size, dtype=torch.uint8)
+    data = _room_for(size)
     view, done = memoryview(data.numpy()), 0
     with archive.open(name) as entry:
         while chunk := entry.read(_CHUNK):
@@ -136,6 +151,14 @@ def _read_entry(archive: zipfile.ZipFile, name: str, size: int) -> Tensor:
     if done != size:
         raise ValueError(f"{name} has {done} bytes instead of {size}")
     return data
+
+
+def _room_for(size: int) -> Tensor:
+    """[size] uint8, or a MemoryError; what is asked for here was compared with the size of the file."""
+    try:
+        return torch.empty(size, dtype=torch.uint8)
+    except RuntimeError as error:
+        raise MemoryError(f"{size} bytes") from error
 
 
 def _read_legacy(stream: BinaryIO) -> Any:
@@ -155,7 +178,7 @@ def _read_legacy(stream: BinaryIO) -> Any:
                 room -= count * kind.dtype.itemsize
                 if room < 0:
                     raise ValueError(f"storage {key} claims {count} {kind.dtype}, more than the file holds")
-                storages[key] = Storage(torch.empty(count * kind.dtype.itemsize, dtype=torch.uint8), kind.dtype)
+                storages[key] = Storage(_room_for(count * kind.dtype.itemsize), kind.dtype)
             if storages[key].dtype != kind.dtype or len(storages[key].data) != count * kind.dtype.itemsize:
                 raise ValueError(f"storage {key} is described in two ways")
             return storages[key]
@@ -186,12 +209,29 @@ def _read_object(stream: BinaryIO, storage: Callable[..., Storage]) -> Any:
     return read_pickle(stream, _BUILDERS, _CONSTANTS, persistent)
 
 
-def _tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any, dtype: Any = None) -> Tensor | OddTensor:
-    """A dense tensor; the storage's own numbers unless `dtype` says otherwise."""
-    dtype = storage.dtype if dtype is None else dtype
-    numbers = (*size, *stride, offset)
-    if len(size) != len(stride) or len(size) > _MOST_DIMENSIONS or not all(map(_is_size, numbers)):
+def _tensor(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, hooks: Any = None, metadata: Any = None
+) -> Tensor | OddTensor:
+    """A dense tensor of the storage's own numbers: torch's _rebuild_tensor, and _rebuild_tensor_v2."""
+    return _view(storage, offset, size, stride, metadata)
+
+
+def _tensor_of_any_type(
+    storage: Any, offset: Any, size: Any, stride: Any, _: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Tensor | OddTensor:
+    """A dense tensor of other numbers than the storage tells: torch's _rebuild_tensor_v3."""
+    if not isinstance(dtype, torch.dtype) or not isinstance(storage, Storage):
+        raise ValueError("a tensor in its pickle has no dtype")
+    return _view(storage._replace(dtype=dtype), offset, size, stride, metadata)
+
+
+def _view(storage: Any, offset: Any, size: Any, stride: Any, metadata: Any) -> Tensor | OddTensor:
+    shaped = isinstance(storage, Storage) and isinstance(size, tuple) and isinstance(stride, tuple)
+    if not shaped or len(size) != len(stride) or len(size) > _MOST_DIMENSIONS:
         raise ValueError("a tensor in its pickle has no shape")
+    if not all(map(_is_size, (*size, *stride, offset))):
+        raise ValueError("a tensor in its pickle has no shape")
+    dtype = storage.dtype
     if dtype in (torch.qint8, torch.quint8, torch.qint32):
         return OddTensor("is quantized")
     there = len(storage.data) // dtype.itemsize
@@ -200,15 +240,18 @@ def _tensor(storage: Storage, offset: int, size: Any, stride: Any, *_: Any, dtyp
         return OddTensor(f"claims the shape {list(size)}, for which it holds too few numbers")
     if 0 in size:
         return torch.empty(size, dtype=dtype)
-    flat = storage.data[: there * dtype.itemsize].view(dtype)
-    return flat.as_strided(size, stride, offset)
+    tensor = storage.data[: there * dtype.itemsize].view(dtype).as_strided(size, stride, offset)
+    if not metadata:
+        return tensor
+    # torch keeps a tensor that was negated without being computed as a mark beside its numbers.
+    return -tensor if metadata == {"neg": True} else OddTensor("is marked in a way that is not known here")
 
 
-def _tensor_of_any_type(storage: Storage, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor | OddTensor:
-    dtype = rest[2]
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError("a tensor in its pickle has no dtype")
-    return _tensor(storage, offset, size, stride, dtype=dtype)
+def _of_subclass(function: Any, _: Any, arguments: Any, state: Any = None) -> Tensor | OddTensor:
+    """A tensor or parameter with attributes of its own, which are left out: torch's _rebuild_from_type_v2."""
+    if not isinstance(function, Name) or function.text not in _TENSOR_BUILDERS or not isinstance(arguments, tuple):
+        raise ValueError("a tensor in its pickle is not built as one")
+    return _TENSOR_BUILDERS[function.text](*arguments)
 
 
 def _parameter(data: Tensor | OddTensor, *_: Any) -> Tensor | OddTensor:
@@ -217,8 +260,8 @@ def _parameter(data: Tensor | OddTensor, *_: Any) -> Tensor | OddTensor:
     return data
 
 
-def _size(numbers: tuple[int, ...]) -> tuple[int, ...]:
-    if not all(map(_is_size, numbers)):
+def _size(numbers: Any) -> tuple[int, ...]:
+    if not isinstance(numbers, tuple) or not all(map(_is_size, numbers)):
         raise ValueError("a shape in its pickle has no sizes")
     return tuple(numbers)
 
@@ -234,11 +277,16 @@ def _is_size(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**63
 
 
-_BUILDERS: dict[str, Builder] = {
+_TENSOR_BUILDERS: dict[str, Builder] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_any_type,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+_BUILDERS: dict[str, Builder] = {
+    **_TENSOR_BUILDERS,
+    "torch._tensor._rebuild_from_type_v2": _of_subclass,
     "torch._utils._rebuild_qtensor": lambda *_: OddTensor("is quantized"),
     "torch._utils._rebuild_sparse_tensor": lambda layout, *_: OddTensor(f"is {_short(layout)}"),
     "torch._utils._rebuild_meta_tensor_no_storage": lambda dtype, *_: OddTensor(f"is {_short(dtype)} on meta"),
@@ -251,4 +299,6 @@ _CONSTANTS: dict[str, Any] = {
     **_DTYPES,
     **{f"{m}.{name}": StorageKind(dtype) for name, dtype in _STORAGES.items() for m in ("torch", "torch.cuda")},
     "torch.storage.UntypedStorage": StorageKind(torch.uint8),
+    **{name: Name(name) for name in ("torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter")},
+    **{f"numpy.{kind}": Name(f"numpy.{kind}") for kind in ("float16", "float32", "float64", "int32", "int64", "uint8")},
 }

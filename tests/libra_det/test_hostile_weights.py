@@ -1,6 +1,8 @@
 """Weight files that attack: none runs code, forges an object, takes memory or time, or is read as other weights."""
 
 import collections
+import contextlib
+import errno
 import io
 import pickle
 import random
@@ -17,6 +19,7 @@ from weight_files import CPU, published, same, tiny_state
 
 import libra_det
 from libra_det.train import Trainer
+from libra_det.weights import files
 from libra_det.weights.files import DamagedFile, read_tensor_file
 from libra_det.weights.load import read_weights
 from libra_det.weights.published_config import read_assignments, settings_of
@@ -45,6 +48,17 @@ def doubled(first: bytes, pair: bytes) -> bytes:
 
 
 LISTS, TUPLES = doubled(b"]", b"](??e"), doubled(b")", b"??\x86")
+
+
+def again(function: str, value: bytes, count: int = 3000) -> bytes:
+    """A tuple of calls of a function with one large value, which is written once."""
+    module, _, name = function.rpartition(".")
+    return b"(" + value + b"q\x00c" + f"{module}\n{name}\n".encode() + b"q\x01" + count * b"h\x01h\x00\x85R" + b"t"
+
+
+MANY = b"(" + b"K\x01" * 10**5 + b"t"
+COUNTS = b"}(" + b"".join(text(f"{number}") + b"N" for number in range(60_000)) + b"u"
+AGAIN = "calls with large values again and again"
 
 CALLS = {  # what stands in the notes of a file, and what is said about it
     "a forged object": (call("numpy.ndarray", b"K\x01\x85" + text("O") + b"C\x08AAAAAAAA"), "numpy.ndarray"),
@@ -88,6 +102,20 @@ CALLS = {  # what stands in the notes of a file, and what is said about it
     "a name from the stack": (text("posix") + text("system") + b"\x93" + text("id") + b"\x85R", "posix.system"),
     "an empty stack": (b"\x87" * 9, "takes more from the stack"),
     "a mark too few": (b"ttttttttt", "pop from empty list"),
+    "a copy again and again": (
+        again("collections.Counter", COUNTS),
+        AGAIN,
+    ),
+    "a shape again and again": (again("torch.Size", MANY), AGAIN),
+    "a set again and again": (again("builtins.set", MANY), AGAIN),
+    "a device again and again": (MANY + b"q\x00" + b"(" + 3000 * b"ctorch\ndevice\nh\x00R" + b"t\x86", AGAIN),
+    "bytes again and again": (
+        b"(" + text("x" * 10**6) + b"q\x00" + text("latin1") + b"\x86q\x01" + 3000 * b"c_codecs\nencode\nh\x01R" + b"t",
+        AGAIN,
+    ),
+    "pairs that are bytes": (call("collections.OrderedDict", b"](C\x02abe"), "a bytes in an unexpected place"),
+    "a set of bytes": (call("builtins.set", b"C\x02ab"), "a bytes in an unexpected place"),
+    "a long name": (text("x" * 10**5) + text("y") + b"\x93", "a name of 100000 letters"),
     "a broken storage": (call("torch.Size", text("storage")) + b"Q", "cannot be read"),
     "a large storage": (
         b"(" + text("storage") + b"ctorch\nFloatStorage\n" + text("0") + text("cpu") + LONG + b"tQ",
@@ -157,6 +185,67 @@ def test_all_that_torch_saves_is_read(tmp_path):
         assert read["scalar"] == 3 and read["plain"] == values["plain"] and read["counter"] == {"a": 2, "b": 1}
         assert (read["shape"], read["device"], read["dtype"]) == ((1, 2), "cuda:1", torch.float16)
         assert read["tensors"][0].data_ptr() == read["tensors"][2].data_ptr()  # one storage, as before
+
+
+def test_what_frameworks_leave_beside_their_weights_is_read(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(2))
+    parameter.note = "mine"
+    values = {
+        "negated": torch._neg_view(torch.arange(3.0)),
+        "with an attribute": parameter,
+        "defaults": collections.defaultdict(list, a=[1]),
+        "keys": {("a", 1): 2, 0.5: 3},
+        "frozen": frozenset({1}),
+        "complex": 1 + 2j,
+        "no bytes": b"",
+        "no numbers": np.zeros(0),
+        "kind": np.float32,
+    }
+    torch.save(values, tmp_path / "W.pth")
+    read = read_tensor_file(tmp_path / "W.pth").values
+    assert read["negated"].tolist() == [0, -1, -2] and not read["negated"].is_neg()
+    assert read["with an attribute"].tolist() == [1, 1]
+    for name in ("defaults", "keys", "frozen", "complex", "no bytes"):
+        assert read[name] == values[name]
+    assert read["no numbers"].shape == (0,)
+
+
+def test_a_machine_in_trouble_is_no_damaged_file(tmp_path, monkeypatch):
+    """Or a checkpoint that is whole would be left for the one before it."""
+    file = small_file(tmp_path)
+    for error, message in (
+        (OSError(errno.EIO, "Input/output error"), "small.pth"),
+        (MemoryError("9"), "enough memory"),
+    ):
+        monkeypatch.setattr(files, "read_torch", lambda path, error=error: (_ for _ in ()).throw(error))
+        with pytest.raises((OSError, ValueError), match=message) as raised:
+            read_weights(file)
+        assert not isinstance(raised.value, DamagedFile)
+
+
+def test_a_list_of_entries_is_looked_at_before_it_is_read(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "W.pth", "w") as archive:
+        for number in range(25_000):
+            archive.writestr(f"W/data/{number:050}", b"")
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    with pytest.raises(DamagedFile, match=r"the list of entries in its zip file has \d+ bytes"):
+        read_weights(tmp_path / "W.pth")
+
+
+def test_a_long_header_of_safetensors_is_not_read(tmp_path):
+    (tmp_path / "W.safetensors").write_bytes(struct.pack("<Q", 5 * 2**20) + b"{" + b" " * 6 * 2**20)
+    with pytest.raises(ValueError, match="has a safetensors header of 5242880 bytes"):
+        read_weights(tmp_path / "W.safetensors")
+
+
+def test_notes_of_another_kind_are_passed_over(tiny_recipes, tmp_path):
+    for notes in ([1], {"config": [1]}, torch.ones(2)):
+        assert settings_of({"config": notes, "cfg": notes}).model == {}
+    for deep in ("a = [a]\n", "test_pipeline = [test_pipeline]\n"):
+        with contextlib.suppress(ValueError):
+            settings_of({"config": deep.replace("[a]", "1").replace("[test_pipeline]", "[1]") + deep * 4000})
+    file = published(tmp_path, tiny_state(tiny_recipes["tiny_faster"]), meta={"config": torch.ones(2)})
+    assert libra_det.load(file, device="cpu")
 
 
 # Zip files
