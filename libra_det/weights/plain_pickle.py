@@ -223,7 +223,7 @@ def read_pickle(
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dictionary or an item of a set: text, a number, nothing, or a few of those. They compare in no time."""
+    """A key of a dictionary or an item of a set: text, a number, nothing, or a few of those, which compare at once."""
     if isinstance(key, tuple) and len(key) <= _MOST_PARTS and not any(isinstance(part, tuple) for part in key):
         return tuple(map(checked_key, key))
     if isinstance(key, int) and not -_LARGEST_KEY <= key < _LARGEST_KEY:
