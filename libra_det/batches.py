@@ -29,7 +29,7 @@ class SharedBatches:
     Attributes:
         asks_to_stop: while a batch is worked on, this process asks all to stop.
         stopped: no further batch is wanted.
-        error: why this process could not have a batch.
+        error: why this process could not have a batch, or cannot go on for another reason that is set from outside.
     """
 
     def __init__(self, loader: Iterable[Batch], interrupt: Interruptible, world: World) -> None:
@@ -42,7 +42,7 @@ class SharedBatches:
         held = deque(islice(source, AHEAD if self.world.size > 1 else 0))
         # The steps that all can take, if one of them had to stop this early.
         limits = [count for count, ends in self.world.gather((len(held), self._has_to_stop())) if ends]
-        while not self.stopped and not (self.world.size == 1 and self.interrupt.signal_number is not None):
+        while not self.stopped and not (self.world.size == 1 and self._has_to_stop()):
             held.extend(islice(source, 1))
             if not held or 0 in limits:
                 return

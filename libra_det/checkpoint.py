@@ -1,20 +1,32 @@
 """Checkpoints of a run: a crash at any moment leaves the old or the new one whole, and they are read as plain data.
 
-They lie in RUN/checkpoints: `epoch_0003.pt` after three epochs, `epoch_0003_step_000017.pt` 17 steps later.
+They lie in RUN/checkpoints: `epoch_0003.pt` after three epochs, `epoch_0003_step_000017.pt` 17 steps later. There are
+always two, once two were written: what damages one, such as a broken disk, leaves the other.
 """
 
 from __future__ import annotations
 
-import os
+import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from libra_det.checkpoint_values import (
+    checked_categories,
+    checked_optimizer,
+    checked_position,
+    checked_tensors,
+)
 from libra_det.config import Config
-from libra_det.weights.files import check_plain, described, read_tensor_file
+from libra_det.distributed import warn
+from libra_det.files import NotWritten, whole_stream, writing
+from libra_det.run_folder import resume_command
+from libra_det.terminal import shown
+from libra_det.weights.files import DamagedFile, described, read_tensor_file
 
 FORMAT = 1  # of the file; raised when an older libra_det could not read a newer file
 _NAME = re.compile(r"epoch_(\d+)(?:_step_(\d+))?\.pt")
@@ -41,6 +53,18 @@ class Checkpoint:
     def file_name(self) -> str:
         return f"epoch_{self.epoch:04d}.pt" if self.step == 0 else f"epoch_{self.epoch:04d}_step_{self.step:06d}.pt"
 
+    def tensors(self) -> list[torch.Tensor]:
+        momenta = (kept.get("momentum_buffer") for kept in self.optimizer["state"].values())
+        return [*self.model.values(), *(self.ema or {}).values(), *(value for value in momenta if value is not None)]
+
+
+def checkpoint_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of a checkpoint with these tensors, by their sizes alone: at most so many.
+
+    Beside its numbers a tensor takes less than 512 bytes for its name and place; what else there is, less than 64 KiB.
+    """
+    return sum(tensor.nbytes + 512 for tensor in tensors) + 2**16
+
 
 def checkpoint_files(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
@@ -53,105 +77,135 @@ def save_checkpoint(checkpoint: Checkpoint, run: Path, keep: int = 0) -> Path:
 
     Args:
         checkpoint: what to write.
-        run: the run folder; the file goes to RUN/checkpoints under the checkpoint's own name.
-        keep: newest epoch checkpoints that stay (0: all). One written in mid-epoch goes when there is a newer one.
+        run: the run folder, which exists; the file goes to RUN/checkpoints under the checkpoint's own name.
+        keep: newest epoch checkpoints that stay (0: all; 1 is as 2). One written in mid-epoch goes when there is a
+            newer one. But two files stay in any case, of whichever kind, so that one of them may be damaged.
 
     Returns:
         The file.
+
+    Raises:
+        NotWritten: it could not be written; the message says which checkpoint there is, and how to go on.
     """
     folder = run / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
     file = folder / checkpoint.file_name
     values = dict(vars(checkpoint), format=FORMAT, config=checkpoint.config.to_json())
-    # First all of it under another name, safely on the disk; then the new name, which is one step for the file system.
-    unfinished = file.with_suffix(".unfinished")
-    with open(unfinished, "wb") as stream:
-        torch.save(values, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, file)
-    _sync_folder(folder)
-
-    older = [other for other in checkpoint_files(run) if _position(other) < _position(file)]
-    whole = [other for other in older if _position(other)[1] == 0]
-    superfluous = [other for other in older if _position(other)[1] != 0]
-    if keep > 0:
-        stay = keep - 1 if checkpoint.step == 0 else keep
-        superfluous += whole[: max(len(whole) - stay, 0)]
-    for other in superfluous:
+    try:
+        with writing(folder):
+            folder.mkdir(exist_ok=True)  # but not the run folder, which somebody may have deleted
+        with whole_stream(file, needed=checkpoint_bytes(checkpoint.tensors()), durable=True) as stream:
+            torch.save(values, stream)
+    except OSError as error:
+        newest = next(reversed(checkpoint_files(run)), None)
+        there = f"The checkpoint before it, {newest.name}, is intact" if newest else "There is no checkpoint before it"
+        raise NotWritten(f"{error}. {there}; when there is room, continue with: {resume_command(run)}") from error
+    for other in _superfluous([other for other in checkpoint_files(run) if _position(other) <= _position(file)], keep):
         other.unlink(missing_ok=True)
     return file
 
 
 def load_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a checkpoint: a file, or the newest one of a run folder. Tensors come to the CPU.
+    """Read a checkpoint: a file, or the newest one of a run folder that is whole. Tensors come to the CPU.
 
-    Nothing in the file is executed (`weights_only`), so that a checkpoint from a stranger is safe to open.
+    Where a run's newest file is damaged, a warning says so and which one is read instead. Nothing in the file is
+    executed, so that a checkpoint from a stranger is safe to open.
 
     Raises:
         FileNotFoundError: there is no such file, or no checkpoint in the folder.
-        ValueError: the file is damaged, or is not a checkpoint of libra_det; the message names it.
+        DamagedFile: the file, or all that the run has, is damaged; the message names it.
+        ValueError: the file is not a checkpoint of libra_det, or one of a newer libra_det; the message names it.
     """
     path = Path(path)
     if path.is_dir():
-        files = checkpoint_files(path)
-        if not files:
-            raise FileNotFoundError(f"{path}: no checkpoint in {path / 'checkpoints'}; expected a run of `libra train`")
-        path = files[-1]
-    elif not path.exists():
+        return _newest_whole(path)[1]
+    if not path.exists():
         raise FileNotFoundError(f"{path}: no such run folder or checkpoint file")
-    advice = "expected a checkpoint of `libra train`; if it is damaged, delete it and the one before it is used"
-    try:
-        file = read_tensor_file(path)
-    except ValueError as error:
-        raise ValueError(f"{error}; {advice}") from error
-    checkpoint = checkpoint_of(file.values, path)
-    if checkpoint is None:
-        raise ValueError(f"{path}: holds {described(file)}; {advice}")
-    return checkpoint
+    return _read(path)
+
+
+def put_damaged_aside(run: Path) -> Path:
+    """The newest checkpoint of a run that is whole; damaged ones that are newer are renamed, epoch_0003.pt.damaged.
+
+    So they do not count among the two that a run keeps, and are not lost.
+
+    Raises:
+        FileNotFoundError, DamagedFile, ValueError: as `load_checkpoint`.
+    """
+    file, _, damaged = _newest_whole(run)
+    for other in damaged:
+        names = (other.with_name(f"{other.name}.damaged{'' if n == 1 else n}") for n in itertools.count(1))
+        other.rename(next(name for name in names if not name.exists()))
+    return file
 
 
 def checkpoint_of(values: Any, path: Path) -> Checkpoint | None:
     """The checkpoint that a file's content is; None for the content of any other file.
 
     Raises:
-        ValueError: it is of a newer libra_det, or incomplete.
+        ValueError: it is of a newer libra_det, or not all that a checkpoint has to be; the message names what.
     """
     if not isinstance(values, dict) or "format" not in values:
         return None
     version = values["format"]
     if isinstance(version, torch.Tensor):  # a parameter of that name
         return None
-    if version != FORMAT:
+    if type(version) is not int or version != FORMAT:
         raise ValueError(
-            f"{path}: has checkpoint format {version}, this libra_det reads {FORMAT}; use the version that wrote it"
+            f"{path}: has checkpoint format {shown(version)}, this libra_det reads {FORMAT}; use the version that "
+            "wrote it"
         )
-    plain = ("model", "ema", "optimizer", "epoch", "step", "steps_per_epoch", "seconds")
     try:
-        for state in (values["model"], values["ema"] or {}):
-            if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-                raise TypeError("expected tensors by name under 'model' and 'ema'")
-            check_plain(state, path)
         return Checkpoint(
             config=Config.from_json(values["config"]),
-            categories=[(int(id), str(name)) for id, name in values["categories"]],
-            **{name: values[name] for name in plain},
+            categories=checked_categories(values["categories"]),
+            model=checked_tensors("model", values["model"], path),
+            ema=None if values["ema"] is None else checked_tensors("ema", values["ema"], path),
+            optimizer=checked_optimizer(values["optimizer"], path),
+            **checked_position(values["epoch"], values["step"], values["steps_per_epoch"], values["seconds"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: is no complete checkpoint of `libra train` ({error!r})") from error
+
+
+def _read(path: Path) -> Checkpoint:
+    file = read_tensor_file(path)
+    checkpoint = checkpoint_of(file.values, path)
+    if checkpoint is None:
+        raise ValueError(f"{path}: holds {described(file)}; expected a checkpoint of `libra train`")
+    return checkpoint
+
+
+def _newest_whole(run: Path) -> tuple[Path, Checkpoint, list[Path]]:
+    """The newest checkpoint that can be read: its file, what it holds, and the damaged files that are newer."""
+    files = checkpoint_files(run)[::-1]
+    if not files:
+        raise FileNotFoundError(f"{run}: no checkpoint in {run / 'checkpoints'}; expected a run of `libra train`")
+    reasons: list[DamagedFile] = []
+    for file in files:
+        try:
+            checkpoint = _read(file)
+        except DamagedFile as error:
+            reasons.append(error)
+            continue
+        for reason in reasons:
+            warn(f"{reason}; the checkpoint before it is used, {file}")
+        return file, checkpoint, files[: len(reasons)]
+    tried = f"of the {len(files)} checkpoints of the run, all tried, none can be read" if len(files) > 1 else "no other"
+    raise DamagedFile(f"{reasons[0]}; {tried}")
+
+
+def _superfluous(files: list[Path], keep: int) -> list[Path]:
+    """Which files may go when the last of them was written; oldest first, as `save_checkpoint` says."""
+    epochs = [file for file in files if _position(file)[1] == 0]
+    stay = epochs if keep == 0 else epochs[-max(keep, 2) :]
+    stay = [*stay, files[-1]]
+    for file in reversed(files):
+        if len(set(stay)) < 2:
+            stay.append(file)
+    return [file for file in files if file not in stay]
 
 
 def _position(file: Path) -> tuple[int, int]:
     """(complete epochs, steps after those), from the file's name."""
     found = _NAME.fullmatch(file.name)
     return int(found[1]), int(found[2] or 0)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name itself durable; Windows has no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

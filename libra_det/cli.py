@@ -13,7 +13,6 @@ from typing import Annotated
 import tyro
 
 from libra_det.commands.check import Check
-from libra_det.commands.common import resume_command
 from libra_det.commands.convert import Convert
 from libra_det.commands.doctor import Doctor
 from libra_det.commands.eval import Eval
@@ -22,8 +21,10 @@ from libra_det.commands.predict import Predict
 from libra_det.commands.proposals import WriteProposals
 from libra_det.commands.train import Train
 from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
+from libra_det.files import NotWritten
 from libra_det.recipes import recipe
-from libra_det.run_folder import is_free, read_config
+from libra_det.run_folder import is_free, read_config, resume_command
+from libra_det.terminal import say
 
 DEFAULT_RECIPE = "shapes"
 Command = Train | Eval | Predict | Convert | Export | WriteProposals | Check | Doctor
@@ -32,7 +33,8 @@ Command = Train | Eval | Predict | Convert | Export | WriteProposals | Check | D
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code.
 
-    0 success, 1 the work failed, 2 the arguments, the data or a file have to be mended, 130 Ctrl-C.
+    0 success, 1 the work failed or its result could not be written, 2 the arguments, the data or a file have to be
+    mended, 129 the terminal was closed, 130 Ctrl-C.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -49,12 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
         code, message = _explained(error)
         if code is None:
             raise
-        print(message, file=sys.stderr)
+        say(message, file=sys.stderr)
         return code
 
 
 def _explained(error: Exception) -> tuple[int | None, str]:
     """Exit code and message of an error that the user can do something about; no code for one that is ours."""
+    if isinstance(error, NotWritten):
+        return 1, f"libra: error: {error}"
     if type(error).__module__.startswith(
         "libra_det."
     ):  # only these commands can raise them: what defines them is imported

@@ -12,7 +12,12 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from libra_det.plain_json import parse_json
+from libra_det.terminal import shown
 from libra_det.validation import check_fields, check_order
+
+_LARGEST_LAYER = 2**30
+"""Weights of the RoI head's first layer; published models have 2^23.6."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +138,19 @@ class ModelConfig:
         check_fields(
             self,
             {
-                "[1, inf)": "fpn_channels rpn_samples proposals_per_level proposals_per_level_test proposals_train "
-                "proposals_test roi_samples roi_size fc_channels detections_per_image anchor_scales_per_octave "
-                "retina_candidates_per_level",
-                "(0, inf)": "pixel_std anchor_scale anchor_ratios box_loss_beta balanced_l1_alpha balanced_l1_gamma "
-                "roi_finest_scale roi_delta_stds",
-                "[0, inf)": "rpn_max_negatives_per_positive rpn_class_loss_weight rpn_box_loss_weight "
-                "class_loss_weight box_loss_weight roi_sampling_ratio retina_convs focal_gamma",
+                "[1, 2048]": "fpn_channels",
+                "[1, 16384]": "fc_channels",
+                "[1, 100000]": "rpn_samples proposals_per_level proposals_per_level_test proposals_train "
+                "proposals_test roi_samples detections_per_image retina_candidates_per_level",
+                "[1, 32]": "roi_size anchor_scales_per_octave",
+                "[0, 32]": "roi_sampling_ratio retina_convs",
+                "(0, 1e6]": "pixel_std box_loss_beta balanced_l1_alpha balanced_l1_gamma roi_finest_scale "
+                "roi_delta_stds",
+                "[1e-3, 1e4]": "anchor_scale anchor_ratios",
+                "[0, 1e6]": "rpn_max_negatives_per_positive rpn_class_loss_weight rpn_box_loss_weight "
+                "class_loss_weight box_loss_weight",
+                "[-1e6, 1e6]": "pixel_mean",
+                "[0, 1000]": "focal_gamma",
                 "[0, 1]": "rpn_positive_iou rpn_min_positive_iou rpn_positive_fraction proposal_nms_iou "
                 "roi_positive_iou roi_positive_fraction retina_positive_iou retina_min_positive_iou focal_alpha "
                 "score_threshold nms_iou",
@@ -151,6 +162,12 @@ class ModelConfig:
         )
         if not self.anchor_ratios:
             raise ValueError("anchor_ratios: expected at least one, got ()")
+        weights = self.fpn_channels * self.roi_size**2 * self.fc_channels
+        if weights > _LARGEST_LAYER:
+            raise ValueError(
+                f"fc_channels: with fpn_channels {self.fpn_channels} and roi_size {self.roi_size} the first layer has "
+                f"{weights} weights; expected at most {_LARGEST_LAYER}"
+            )
         check_order(self, "rpn_negative_iou", "rpn_positive_iou")
         check_order(self, "roi_negative_iou", "roi_positive_iou")
         check_order(self, "retina_negative_iou", "retina_positive_iou")
@@ -172,6 +189,8 @@ class DataConfig:
     """COCO JSON to evaluate on, likewise."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: bool = False
+    """Read images also where the annotations name files outside the data folder."""
     proposals: str | None = None
     """File of `libra proposals` with the regions of train_split, for fast_rcnn."""
     eval_proposals: str | None = None
@@ -207,9 +226,14 @@ class DataConfig:
         check_fields(
             self,
             {
-                "[1, inf)": "max_proposals short_side long_side size_divisor batch_size",
-                "[0, inf)": "color_jitter workers cache_mb size_buckets",
-                "(0, inf)": "scale_jitter",
+                "[1, 16384]": "short_side long_side",
+                "[1, 1024]": "size_divisor",
+                "[1, 65536]": "batch_size",
+                "[1, 1000000]": "max_proposals",
+                "[0, 1024]": "workers size_buckets",
+                "[0, 10000000]": "cache_mb",
+                "[0, 10]": "color_jitter",
+                "(0, 8]": "scale_jitter",
                 "[0, 1]": "horizontal_flip vertical_flip",
             },
         )
@@ -252,7 +276,7 @@ class TrainConfig:
     log_gradient_share_every: int = 100
     """Steps between two measurements of each loss's share of the gradient; 0 never."""
     keep_checkpoints: int = 2
-    """Newest epoch checkpoints that are kept; 0 keeps all."""
+    """Newest epoch checkpoints that are kept; 0 keeps all, and 1 is as 2: two files stay in any case."""
     eval_every: int = 0
     """Epochs between two evaluations; 0 evaluates after the last only."""
     threads: int | None = None
@@ -262,9 +286,13 @@ class TrainConfig:
         check_fields(
             self,
             {
-                "[1, inf)": "epochs step_epochs threads accumulate",
-                "(0, inf)": "learning_rate gradient_clip",
-                "[0, inf)": "weight_decay warmup_steps log_every log_gradient_share_every keep_checkpoints eval_every",
+                "[1, 100000]": "epochs step_epochs",
+                "[1, 1024]": "threads",
+                "[1, 65536]": "accumulate",
+                "(0, 1e38]": "learning_rate gradient_clip",
+                "[0, 1e6]": "weight_decay",
+                "[0, 100000000]": "warmup_steps log_every log_gradient_share_every",
+                "[0, 1000000]": "keep_checkpoints eval_every",
                 "[0, 1)": "momentum ema_decay",
                 "[0, 1]": "warmup_factor",
                 "[0, 9e18]": "seed",
@@ -294,17 +322,17 @@ class Config:
 
     @classmethod
     def from_json(cls, text: str) -> Config:
-        return _build(cls, json.loads(text), "config")
+        return _build(cls, parse_json(text), "config")
 
 
 def _build(cls: type, values: Any, where: str) -> Any:
     """A frozen dataclass from nested dicts; an unknown field is an error, a missing one keeps its default."""
     if not isinstance(values, dict):
-        raise TypeError(f"{where}: expected an object with fields, got {values!r}")
+        raise TypeError(f"{where}: expected an object with fields, got {shown(values)}")
     hints = typing.get_type_hints(cls)
     unknown = sorted(set(values) - set(hints))
     if unknown:
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; expected one of {', '.join(hints)}")
+        raise ValueError(f"{where}: unknown field {shown(unknown[0])}; expected one of {', '.join(hints)}")
     converted = {name: _convert(hints[name], value, f"{where}.{name}") for name, value in values.items()}
     try:
         return cls(**converted)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from libra_det.devices import choose_device
 from libra_det.interrupt import Interrupted
+from libra_det.terminal import say
 
 T = TypeVar("T")
 
@@ -97,6 +99,12 @@ class World:
 
 
 ALONE = World()
+
+
+def warn(message: str) -> None:
+    """Say a warning on the standard error; of several processes, which all meet its reason, the first one does."""
+    if os.environ.get("RANK", "0") == "0":
+        say(f"libra: warning: {message}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

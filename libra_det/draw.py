@@ -1,13 +1,20 @@
-"""Boxes on pictures, with PIL."""
+"""Boxes on pictures, with PIL, and pictures in files."""
 
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
+from libra_det.files import write_bytes
+from libra_det.terminal import short
+
 LEGIBLE_SIDE = 480  # pixels; smaller pictures are enlarged so that their labels can be read
+_LONGEST_NAME = 60  # characters of a class name on a picture
 
 
 def draw_boxes(
@@ -39,7 +46,8 @@ def draw_boxes(
         box = [float(value) * factor for value in boxes[index]]
         color = class_color(labels[index])
         draw.rectangle(_ordered(box), outline=color, width=line)
-        text = names[index] if scores is None else f"{names[index]} {scores[index]:.2f}"
+        name = short(names[index], _LONGEST_NAME)
+        text = name if scores is None else f"{name} {scores[index]:.2f}"
         _draw_label(draw, text, box, color, font, canvas.size)
     return canvas
 
@@ -54,6 +62,13 @@ def beside(left: Image.Image, right: Image.Image, titles: tuple[str, str]) -> Im
         draw.text((x + 4, 3), title, fill="black", font=font)
         canvas.paste(picture, (x, bar))
     return canvas
+
+
+def save_picture(picture: Image.Image, file: Path, format: str, **options: Any) -> None:
+    """Write a picture as `PIL.Image.save` does, but whole or not at all; raises as `files.whole_file`."""
+    encoded = io.BytesIO()
+    picture.save(encoded, format, **options)
+    write_bytes(file, encoded.getvalue())
 
 
 def class_color(label: int) -> tuple[int, int, int]:

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import torch
@@ -14,14 +14,16 @@ from tqdm import tqdm
 
 from libra_det.data import Annotations, DetectionDataset, load_annotations, load_image, make_loader
 from libra_det.distributed import ALONE, World
-from libra_det.draw import beside, draw_boxes
+from libra_det.draw import beside, draw_boxes, save_picture
+from libra_det.file_names import written_name
+from libra_det.files import make_folder, write_json
 from libra_det.inference import Inference
 from libra_det.metrics import Metrics, evaluate_results
 from libra_det.models import DetectionModel
 from libra_det.photos import by_padded_size
 from libra_det.predict import Detector, load_detector, to_picture
-from libra_det.run_folder import write_json
 from libra_det.structures import Detections
+from libra_det.terminal import few, printable
 
 PICTURES = 8  # evaluation images that are drawn
 PICTURE_SCORE = 0.3  # weaker detections are not drawn
@@ -136,8 +138,8 @@ def category_ids(categories: Sequence[tuple[int, str]], annotations: Annotations
     ids = [known.get(name) for _, name in categories]
     if all(id is None for id in ids):
         raise ValueError(
-            f"categories: the run knows {_some([name for _, name in categories])}, "
-            f"{annotations.name} has {_some(list(known))}; expected at least one name in common"
+            f"categories: the run knows {few([name for _, name in categories])}, "
+            f"{printable(annotations.name)} has {few(list(known))}; expected at least one name in common"
         )
     return ids
 
@@ -149,6 +151,7 @@ def evaluation_data(
     split: str | None = None,
     annotations: str | None = None,
     image_folder: str | None = None,
+    allow_outside: bool = False,
     proposals: str | None = None,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -160,14 +163,15 @@ def evaluation_data(
     Args:
         data, split, annotations, image_folder, proposals: another data set, as data, eval_split, eval_annotations,
             image_folder and eval_proposals of `DataConfig`.
+        allow_outside: read images also where the annotations name files outside the data folder, as it is in the
+            configuration of the detector for its own data.
         batch_size: images at once.
         workers: processes that read them.
     """
     config = detector.config.data
     if data is not None:  # what named files in the old data set does not hold for the new one
-        config = replace(
-            config, data=data, train_annotations=None, eval_annotations=None, image_folder=None, eval_proposals=None
-        )
+        named = ("train_annotations", "eval_annotations", "image_folder", "eval_proposals")
+        config = replace(config, data=data, allow_outside=False, **dict.fromkeys(named))
     if split is not None and split != config.eval_split:
         config = replace(config, eval_split=split, eval_annotations=None, eval_proposals=None)
     changes = {
@@ -178,6 +182,7 @@ def evaluation_data(
         "workers": workers,
     }
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
+    config = replace(config, allow_outside=config.allow_outside or allow_outside)
     # As if it were the training split, whose own categories decide: the annotations trained on may be elsewhere by now.
     alone = replace(config, train_split=config.eval_split, train_annotations=config.eval_annotations)
     return DetectionDataset(load_annotations(alone, alone.eval_split), config, training=False, seed=0)
@@ -195,8 +200,12 @@ def evaluate_run(run: Path, *, device: torch.device, **changes: Any) -> tuple[De
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
-    """metrics.json (the numbers, what they took, and `more`) and results.json (the detections) in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """metrics.json (the numbers, what they took, and `more`) and results.json (the detections) in `folder`.
+
+    Raises:
+        NotWritten: there is no room, or the system refuses otherwise.
+    """
+    make_folder(folder)
     cost = {
         "seconds_evaluation": round(evaluation.seconds, 3),
         "images_per_second": round(evaluation.images_per_second, 3),
@@ -208,8 +217,12 @@ def write_evaluation(evaluation: Evaluation, folder: Path, **more: Any) -> None:
 
 
 def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folder: Path) -> list[Path]:
-    """A few images of the data set, annotated beside detected, as PNG files in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A few images of the data set, annotated beside detected, as PNG files in `folder`.
+
+    Raises:
+        NotWritten: there is no room, or the system refuses otherwise.
+    """
+    make_folder(folder)
     label_of = {category.id: label for label, category in enumerate(annotations.categories)}
     names = [category.name for category in annotations.categories]
     with_objects = [record for record in annotations.images if record.has_objects]
@@ -228,8 +241,9 @@ def draw_pictures(annotations: Annotations, results: list[dict[str, Any]], folde
             [names[label] for label in labels],
             [entry["score"] for entry in found],
         )
-        file = folder / f"{len(files):02d}_{Path(record.file_name).stem}.png"
-        beside(left, right, ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")).save(file)
+        file = folder / f"{len(files):02d}_{written_name(PureWindowsPath(record.file_name).stem)}.png"
+        titles = ("annotated", f"detected (score {PICTURE_SCORE:g} and more)")
+        save_picture(beside(left, right, titles), file, "PNG")
         files.append(file)
     return files
 
@@ -263,7 +277,3 @@ def _entries(detections: Detections, image_ids: Sequence[int], ids: Sequence[int
                 bbox = [box[0], box[1], box[2] - box[0], box[3] - box[1]]
                 entries.append({"image_id": image_id, "category_id": ids[label], "bbox": bbox, "score": score})
     return entries
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f", ... ({len(names)})" if len(names) > 5 else "")

@@ -80,9 +80,9 @@ def voc_average_precision(
 
     Source: Everingham et al., The Pascal Visual Object Classes Challenge, IJCV 2010 and 2015 (section 4.2).
     """
-    objects: dict[tuple[int, int], list[dict[str, Any]]] = defaultdict(list)  # by category and image
+    objects: dict[int, dict[int, list[dict[str, Any]]]] = defaultdict(lambda: defaultdict(list))  # by category, image
     for annotation in ground_truth["annotations"]:
-        objects[annotation["category_id"], annotation["image_id"]].append(annotation)
+        objects[annotation["category_id"]][annotation["image_id"]].append(annotation)
     detections: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for result in results:
         detections[result["category_id"]].append(result)
@@ -90,7 +90,7 @@ def voc_average_precision(
     average_precision = {}
     for category in sorted(ground_truth["categories"], key=lambda category: category["id"]):
         category_id = category["id"]
-        ours = {image: found for (owner, image), found in objects.items() if owner == category_id}
+        ours = objects[category_id]
         wanted = sum(not _is_optional(annotation) for found in ours.values() for annotation in found)
         ranked = sorted(detections[category_id], key=lambda result: -result["score"])
         correct = _correct(ours, ranked, iou_threshold)
@@ -180,9 +180,11 @@ def _check_results(ground_truth: dict[str, Any], results: list[dict[str, Any]]) 
 def _class_names(categories: list[dict[str, Any]]) -> dict[int, str]:
     """Names by id, made different from each other where the data set uses one twice."""
     names: dict[int, str] = {}
+    taken: set[str] = set()
     for category in categories:
         name = category["name"]
-        names[category["id"]] = f"{name} ({category['id']})" if name in names.values() else name
+        names[category["id"]] = f"{name} ({category['id']})" if name in taken else name
+        taken.add(names[category["id"]])
     return names
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from libra_det.config import DataConfig
-from libra_det.data.images import SUFFIXES, image_size, load_image, pad, resize, resized_size
+from libra_det.data.image_file import SUFFIXES, image_size, open_image
+from libra_det.data.images import load_image, pad, resize, resized_size
 from libra_det.structures import Batch
 
 DRAWN_BY = b"drawn by libra predict"
@@ -75,9 +75,9 @@ def is_drawing(file: Path) -> bool:
     if file.suffix != ".jpg":
         return False
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             return image.info.get("comment") == DRAWN_BY
-    except Exception:  # whatever Pillow raises for a damaged file, which is not ours then
+    except (OSError, ValueError):  # a damaged file, which is not ours then
         return False
 
 

@@ -5,6 +5,7 @@ K detections of an image. Boxes are xyxy in continuous pixels of the original im
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +19,13 @@ from tqdm import tqdm
 
 from libra_det.config import Config
 from libra_det.data.images import load_image, pil_to_tensor, resize_and_pad
-from libra_det.draw import draw_boxes
+from libra_det.draw import draw_boxes, save_picture
+from libra_det.files import NotWritten, make_folder, write_json
 from libra_det.inference import Inference
 from libra_det.models import DetectionModel, build_model
 from libra_det.photos import DRAWN_BY, Source, find_images, is_drawing, read_photos
-from libra_det.run_folder import write_json
 from libra_det.structures import Batch, Detections
+from libra_det.terminal import printable
 from libra_det.weights.load import configuration, fill, read_weights
 
 PICTURE_SCORE = 0.3
@@ -157,7 +159,7 @@ def predict_files(
 
     OUTPUT/predictions.json lists `Predictions.entries`: image_id is the position of the image in `find_images`, from 1,
     and file_name its name there. `json_file` lists {bbox, category_id, score, file_name} alone. Both are written also
-    when the work is stopped half-way. Of what is in the output folder, only pictures of an earlier call and
+    when something stops the work half-way. Of what is in the output folder, only pictures of an earlier call and
     predictions.json are written over.
 
     Args:
@@ -166,6 +168,9 @@ def predict_files(
         score_threshold: weaker detections are left out; None: the model's own limit in `json_file`, 0.3 in `output`.
         batch_size: images of one padded size that go through the model together.
         workers: processes that read images.
+
+    Raises:
+        NotWritten: there is no room for a picture or a list, or the system refuses otherwise.
     """
     sources = find_images(inputs)
     found = Predictions()
@@ -173,9 +178,18 @@ def predict_files(
     taken = {source.file.resolve() for source in sources}
     for folder in (output, None if json_file is None else json_file.parent):
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
     limit = score_threshold if score_threshold is not None else (PICTURE_SCORE if json_file is None else 0.0)
     drawn_limit = PICTURE_SCORE if score_threshold is None else score_threshold
+
+    def write_lists() -> None:
+        found.entries = [entry for position in sorted(entries) for entry in entries[position]]
+        if json_file is not None:
+            names = ("bbox", "category_id", "score", "file_name")
+            write_json(json_file, [{name: entry[name] for name in names} for entry in found.entries])
+        if output is not None:
+            write_json(output / "predictions.json", [e for e in found.entries if e["score"] >= drawn_limit])
+
     progress = tqdm(total=len(sources), desc="predicting", unit="image", disable=None, dynamic_ncols=True)
     photos = read_photos(
         sources,
@@ -190,21 +204,20 @@ def predict_files(
             if batch is None:
                 found.failures += errors
                 for error in errors:
-                    tqdm.write(f"libra: warning: {error}")
+                    tqdm.write(f"libra: warning: {printable(error)}")
                 continue
             for position, result in zip(index, detector.predict_batch(batch, limit), strict=True):
                 entries[position] = _entries(position, sources[position], result, detector.categories)
                 if output is not None:
                     _draw(sources[position], result, drawn_limit, output, taken)
                 found.images += 1
+    except BaseException:
+        with contextlib.suppress(NotWritten):  # what has stopped the work is told, not what follows from it
+            write_lists()
+        raise
     finally:
         progress.close()
-        found.entries = [entry for position in sorted(entries) for entry in entries[position]]
-        if output is not None:
-            write_json(output / "predictions.json", [e for e in found.entries if e["score"] >= drawn_limit])
-        if json_file is not None:
-            names = ("bbox", "category_id", "score", "file_name")
-            write_json(json_file, [{name: entry[name] for name in names} for entry in found.entries])
+    write_lists()
     return found
 
 
@@ -228,11 +241,11 @@ def _entries(
 def _draw(source: Source, found: ImageDetections, score_threshold: float, output: Path, taken: set[Path]) -> None:
     """The image with its detections, as a JPEG under `output`."""
     target = _free_name(output / source.picture, taken)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     kept = int((found.scores >= score_threshold).sum())  # best first
     boxes, labels, scores = (values[:kept].tolist() for values in (found.boxes, found.labels, found.scores))
     drawn = draw_boxes(to_picture(load_image(source.file)), boxes, labels, found.names[:kept], scores)
-    drawn.save(target, quality=92, comment=DRAWN_BY)
+    save_picture(drawn, target, "JPEG", quality=92, comment=DRAWN_BY)
 
 
 def _as_tensor(image: Any) -> Tensor:

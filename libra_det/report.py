@@ -7,8 +7,10 @@ from rich.table import Table
 from rich.text import Text
 
 from libra_det.metrics import Metrics
+from libra_det.terminal import short
 
-MANY = 30  # classes; in longer tables those without objects are left out
+FEW_CLASSES = 30  # in longer tables those without objects are left out
+MANY_CLASSES = 2000  # lines of the longest table
 
 _MEANING = {
     "AP": "mean over IoU 0.50:0.95",
@@ -27,9 +29,9 @@ _MEANING = {
 
 
 def print_metrics(metrics: Metrics, title: str, console: Console | None = None) -> None:
-    """COCO's twelve numbers, and a line for each class. Names are printed as they are, also `[red]` or `:cat:`."""
+    """COCO's twelve numbers, and a line for each class. `[red]` and `:cat:` in names mean nothing."""
     console = console or Console()
-    table = Table(title=Text(title, style="table.title"), title_justify="left")
+    table = Table(title=Text(short(title), style="table.title"), title_justify="left")
     table.add_column("COCO")
     table.add_column("value", justify="right")
     table.add_column("of")
@@ -41,11 +43,15 @@ def print_metrics(metrics: Metrics, title: str, console: Console | None = None) 
     classes.add_column("class", overflow="fold")
     for column in ("AP", "AP50", "VOC AP50"):
         classes.add_column(column, justify="right")
-    shown = {name: value for name, value in metrics.class_ap.items() if value >= 0 or len(metrics.class_ap) <= MANY}
-    for name, value in shown.items():
+    shown = {
+        name: value for name, value in metrics.class_ap.items() if value >= 0 or len(metrics.class_ap) <= FEW_CLASSES
+    }
+    for name, value in list(shown.items())[:MANY_CLASSES]:
         others = (number(values[name]) for values in (metrics.class_ap50, metrics.class_voc_ap50))
-        classes.add_row(Text(name), number(value), *others)
+        classes.add_row(Text(short(name)), number(value), *others)
     console.print(classes)
+    if len(shown) > MANY_CLASSES:
+        console.print(f"... and {len(shown) - MANY_CLASSES} more classes with objects")
     if len(shown) < len(metrics.class_ap):
         console.print(f"{len(metrics.class_ap) - len(shown)} classes have no objects in these images and are not shown")
 

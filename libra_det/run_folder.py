@@ -1,12 +1,11 @@
 """The folder of a run: where it is, and the small files that describe it.
 
-config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/
+config.json  environment.json  log.jsonl  metrics.json  results.json  tensorboard/  checkpoints/  pictures/  lock
 """
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 import platform
 import shlex
 import sys
@@ -15,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from libra_det.config import Config
+from libra_det.files import UNFINISHED, make_folder, writing
+from libra_det.run_lock import LOCK
 
 
 def new_run_folder(output: Path | None, recipe: str) -> Path:
@@ -29,13 +30,14 @@ def new_run_folder(output: Path | None, recipe: str) -> Path:
     """
     if output is not None:
         refuse_run(output)
-        output.mkdir(parents=True, exist_ok=True)
+        make_folder(output)
         return output
     number = 1
     while True:
         folder = Path("runs") / (recipe if number == 1 else f"{recipe}-{number}")
         try:
-            folder.mkdir(parents=True)
+            with writing(folder):
+                folder.mkdir(parents=True)
             return folder
         except FileExistsError:
             number += 1
@@ -50,8 +52,21 @@ def refuse_run(output: Path) -> None:
 
 
 def is_free(output: Path) -> bool:
-    """Whether there is nothing in the folder, or no folder."""
-    return not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    """Whether there is no folder, or nothing in it but what a process leaves that was stopped before it began."""
+    return not output.exists() or (output.is_dir() and all(_is_left_over(file) for file in output.iterdir()))
+
+
+def remove_leftovers(run: Path) -> None:
+    """Remove what dead processes have left half-written in a run folder, which the caller has the lock of."""
+    for folder in (run, run / "checkpoints"):
+        for file in folder.glob(f"*{UNFINISHED}"):
+            with contextlib.suppress(OSError):
+                file.unlink()
+
+
+def remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
 
 
 def read_config(run: Path) -> Config:
@@ -69,15 +84,9 @@ def read_config(run: Path) -> Config:
         raise ValueError(f"{file}: {error}") from error
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write JSON in one step, so that no reader sees half of it."""
-    write_text(file, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(file: Path, text: str) -> None:
-    unfinished = file.with_name(file.name + ".unfinished")
-    unfinished.write_text(text)
-    os.replace(unfinished, file)
+def resume_command(run: Path) -> str:
+    """What continues a run, as a shell reads it."""
+    return f"libra train --output {shlex.quote(str(run))} --resume"
 
 
 def environment(device: str, processes: int = 1) -> dict[str, Any]:
@@ -102,3 +111,7 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
         facts["gpu"] = torch.cuda.get_device_name(torch.device(device))
         facts["cuda"] = torch.version.cuda
     return facts
+
+
+def _is_left_over(file: Path) -> bool:
+    return file.name == LOCK or file.name.endswith(UNFINISHED)

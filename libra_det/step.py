@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from libra_det.distributed import ALONE, World
-from libra_det.run_folder import write_json
+from libra_det.files import NotWritten, write_json
 
 CURES = (
     "Usual cures: a lower --learning-rate, more --warmup-steps, --gradient-clip 10, and a look at the annotations "
@@ -107,11 +107,15 @@ def check_finite(done: Step, numbers: StepNumbers, run: Path, world: World = ALO
     file_names = [name for names in world.gather(done.file_names) for name in names]
     facts = {"step": done.step, "file_names": file_names, "learning_rate": done.learning_rate}
     losses = {name: str(value) for name, value in numbers.losses.items()}
-    if world.is_main:
-        write_json(file, {**facts, "losses": losses, "gradient_norm": str(numbers.gradient_norm)})
+    where = f"{file} lists the images of this step"
+    try:
+        if world.is_main:
+            write_json(file, {**facts, "losses": losses, "gradient_norm": str(numbers.gradient_norm)})
+    except NotWritten as error:
+        where = f"The images of this step are {', '.join(file_names)} ({error})"
     raise NonFiniteLoss(
         f"step {done.step}: {', '.join(culprits) or 'the gradient'} became NaN or infinite; no weights were saved. "
-        f"{file} lists the images of this step. {CURES}"
+        f"{where}. {CURES}"
     )
 
 

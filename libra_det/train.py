@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,23 +19,34 @@ from torch import nn
 
 from libra_det.average import WeightAverage
 from libra_det.batches import SharedBatches
-from libra_det.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from libra_det.checkpoint import (
+    Checkpoint,
+    checkpoint_bytes,
+    checkpoint_files,
+    load_checkpoint,
+    put_damaged_aside,
+    save_checkpoint,
+)
 from libra_det.config import Config
 from libra_det.data import DetectionDataset, load_annotations, make_loader
 from libra_det.data.check import describe
 from libra_det.devices import amp_warning
-from libra_det.distributed import ALONE, World
+from libra_det.distributed import ALONE, World, warn
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
+from libra_det.files import NotWritten, check_room, make_folder, write_json, write_text
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
 from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
-from libra_det.run_folder import environment, write_json, write_text
+from libra_det.rescue import WatchedFolder, save_or_rescue
+from libra_det.run_folder import environment, resume_command
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
+from libra_det.terminal import few, say
 from libra_det.train_step import TrainStep, make_optimizer, restore_optimizer
+from libra_det.weights.fit import compare, load_fitting
 from libra_det.weights.load import Weights, fill
 
 
@@ -86,8 +97,8 @@ class Trainer:
             )
         _print_data(self.dataset, self.eval_dataset)
         warnings = [schedule_warning(config.train), amp_warning(device) if config.train.amp else None]
-        for warning in filter(None, warnings if world.is_main else []):
-            print(f"libra: warning: {warning}", file=sys.stderr)
+        for warning in filter(None, warnings):
+            warn(warning)
 
         torch.manual_seed(config.train.seed)
         start = config.model if checkpoint is None else replace(config.model, backbone_weights=None)
@@ -95,13 +106,14 @@ class Trainer:
         model = build_model(start, len(self.categories))
         if weights is not None:
             for note in weights.notes + fill(model, weights, categories=self.categories, partial=partial):
-                print(f"{weights.path}: {note}")
+                say(f"{weights.path}: {note}")
         self.model = model.to(device, memory_format=memory_format)
         self.optimizer = make_optimizer(self.model, config.train, device)
         self.average = WeightAverage(self.model, config.train.ema_decay) if config.train.ema_decay > 0 else None
         self.take_step = TrainStep(self.model, self.optimizer, config.train, device, self.average, world)
         self.epoch, self.step, self.seconds = 0, 0, 0.0  # complete epochs, steps after those, seconds of training
         self._began_from_weights = weights is not None
+        self._watched: WatchedFolder | None = None  # the run folder, while there is training
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -113,27 +125,46 @@ class Trainer:
         """Train to the end, evaluate, and fill the run folder.
 
         Raises:
-            Interrupted: Ctrl-C or SIGTERM; a checkpoint was written.
+            Interrupted: Ctrl-C, SIGTERM or SIGHUP; a checkpoint was written.
             NonFiniteLoss: RUN/non_finite.json names the images.
             OSError, ValueError: an image could not be read; a checkpoint was written.
+            NotWritten: there is no room for two checkpoints, before training; or later no room for a file, and the
+                message says which checkpoint there is. Also when somebody has deleted the run folder: then all that
+                was learned is beside it.
         """
-        if self.world.is_main:
-            write_text(self.run / "config.json", self.config.to_json() + "\n")
-            write_json(self.run / "environment.json", environment(str(self.device), self.world.size))
-        if self._began_from_weights:  # which --resume is not given again
-            self.world.from_main(self._save)
+        self.world.from_main(self._prepare)
+        watched = closing(WatchedFolder(self.run)) if self.world.is_main else nullcontext()
+        with watched as self._watched:
+            if self._began_from_weights:  # which --resume is not given again
+                self.world.from_main(self._save)
+            return self._train()
+
+    def _train(self) -> Evaluation:
         first_step = self.epoch * self.steps_per_epoch + self.step
         files = self.run if self.world.is_main else None
-        with closing(Progress(files, self.config.train.epochs, self.steps_per_epoch, first_step)) as self.progress:
+        with Progress(files, self.config.train.epochs, self.steps_per_epoch, first_step) as self.progress:
             while self.epoch < self.config.train.epochs:
                 # Before an epoch, not after one: a run that was stopped in between makes up for it.
                 if self.world.from_main(self._evaluation_is_due):  # it has the log
                     self._evaluate()
                 self._train_epoch()
             evaluation = self._evaluate()
-        if self.world.is_main:
-            draw_pictures(self.eval_dataset.annotations, evaluation.results, self.run / "pictures")
+            pictures = self.run / "pictures"
+            self.world.from_main(lambda: draw_pictures(self.eval_dataset.annotations, evaluation.results, pictures))
         return evaluation
+
+    def _prepare(self) -> None:
+        """Before anything is computed: whether there is room, and what describes the run."""
+        tensors = [*self.model.state_dict().values()]
+        if self.average is not None:
+            tensors += self.average.module.state_dict().values()
+        if self.config.train.momentum:  # a number for each that is trained
+            tensors += self.take_step.parameters
+        count = max(1, 2 - len(checkpoint_files(self.run)))  # with those of a run that is resumed there are two
+        what = f"{'two checkpoints' if count == 2 else 'another checkpoint'} of this model"
+        check_room(self.run, count * checkpoint_bytes(tensors), what)
+        write_text(self.run / "config.json", self.config.to_json() + "\n", durable=True)
+        write_json(self.run / "environment.json", environment(str(self.device), self.world.size))
 
     def _train_epoch(self) -> None:
         """The rest of an epoch, and its checkpoint. An interrupt, or an image that cannot be read, ends it early."""
@@ -157,10 +188,10 @@ class Trainer:
                 self.step += 1
                 # A GPU computes this step while the numbers of the one before are read.
                 if before is not None:
-                    batches.stopped = self._read(before).stop
+                    batches.stopped = self._read(before, batches).stop
                 before = current
             if before is not None:
-                self._read(before)
+                self._read(before, batches)
             self.progress.end_epoch()
             error = next((error for error in world.gather(batches.error) if error is not None), None)
             if error is not None and self.epoch == self.step == 0:  # nothing is lost
@@ -171,9 +202,9 @@ class Trainer:
             file = world.from_main(self._save)
         if error is not None:
             if world.is_main:
-                print(
+                say(
                     f"libra: {file} holds all that was learned; when what follows is mended, continue with: "
-                    f"libra train --output {self.run} --resume",
+                    f"{resume_command(self.run)}",
                     file=sys.stderr,
                 )
             raise error
@@ -190,10 +221,17 @@ class Trainer:
         names, values = self.take_step(batch, learning_rate=rate, measure=measure)
         return Step.of(step + 1, batch.file_names, rate, names, values, stop=stop, world=self.world)
 
-    def _read(self, done: Step) -> StepNumbers:
-        """Check, show and log a step."""
+    def _read(self, done: Step, batches: SharedBatches) -> StepNumbers:
+        """Check, show and log a step. Where it cannot be logged, `batches` ends with as many in all processes."""
         numbers = done.read()
         check_finite(done, numbers, self.run, self.world)
+        try:
+            self._show(done, numbers)
+        except NotWritten as error:
+            batches.error = batches.error or error
+        return numbers
+
+    def _show(self, done: Step, numbers: StepNumbers) -> None:
         images = len(done.file_names) * self.world.size
         self.progress.step(done.step, images, numbers.total, done.learning_rate)
         last = self.steps_per_epoch * self.config.train.epochs
@@ -207,8 +245,9 @@ class Trainer:
             }
             if self.device.type == "cuda":
                 values["max_memory_gib"] = round(torch.cuda.max_memory_allocated(self.device) / 2**30, 3)
+            if self._watched is not None:
+                self._watched.check()  # a run in a deleted folder ends now, and not after hours
             self.progress.record(done.step, values)
-        return numbers
 
     def _evaluation_is_due(self) -> bool:
         """The run is between two epochs, of which the first asks for an evaluation that the log does not have."""
@@ -218,23 +257,33 @@ class Trainer:
 
     def _evaluate(self) -> Evaluation:
         evaluation = evaluate(self.evaluated_model, self.eval_dataset, self.device, self.categories, world=self.world)
-        if not self.world.is_main:
-            return evaluation
+        self.world.from_main(lambda: self._write(evaluation))
+        return evaluation
+
+    def _write(self, evaluation: Evaluation) -> None:
+        if not self._watched.is_there():
+            self._save()  # which tells where
         write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
         numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
         numbers["evaluation/voc_ap50"] = evaluation.metrics.voc_ap50
         step = self.epoch * self.steps_per_epoch
         if step not in self.progress.evaluated:  # a finished run that is resumed has it in its log
             self.progress.record(step, {"epoch": self.epoch, **numbers})
-        return evaluation
 
     def _save(self) -> Path:
+        keep = self.config.train.keep_checkpoints
+        if self._watched is not None:
+            return save_or_rescue(self._checkpoint(), self._watched, keep)
+        make_folder(self.run)
+        return save_checkpoint(self._checkpoint(), self.run, keep)
+
+    def _checkpoint(self) -> Checkpoint:
         weights = self.model.state_dict()
         broken = [name for name, value in weights.items() if not value.isfinite().all()]
         if broken:  # the last update did it: no loss has been computed with these weights
             step = self.epoch * self.steps_per_epoch + self.step
             raise NonFiniteLoss(f"step {step}: {broken[0]} became NaN or infinite; no weights were saved. {CURES}")
-        checkpoint = Checkpoint(
+        return Checkpoint(
             config=self.config,
             categories=self.categories,
             model=weights,
@@ -245,28 +294,35 @@ class Trainer:
             steps_per_epoch=self.steps_per_epoch,
             seconds=self.seconds,
         )
-        return save_checkpoint(checkpoint, self.run, self.config.train.keep_checkpoints)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         if checkpoint.categories != self.categories:
             raise ValueError(
-                f"--resume: the run has the categories {checkpoint.categories}, the data {self.categories}"
+                f"--resume: the run has the categories {few(checkpoint.categories)}, the data {few(self.categories)}"
             )
         if checkpoint.steps_per_epoch != self.steps_per_epoch:
             raise ValueError(
                 f"--resume: the run has epochs of {checkpoint.steps_per_epoch} steps, which now have "
                 f"{self.steps_per_epoch}; continue with the batch size and the data that it had, or start a new run"
             )
-        self.model.load_state_dict(checkpoint.model)
+        ema = checkpoint.model if checkpoint.ema is None else checkpoint.ema
+        for name, state in (("weights", checkpoint.model), ("averaged weights", ema)):
+            fit = compare(state, self.model.state_dict())
+            if not fit.exact:
+                raise ValueError(
+                    f"--resume: the {name} of the checkpoint do not fit the model of the run; tensors and their "
+                    f"shapes:\n{fit.table()}"
+                )
+        load_fitting(self.model, checkpoint.model)
         restore_optimizer(self.optimizer, checkpoint.optimizer)
         self.epoch, self.step, self.seconds = checkpoint.epoch, checkpoint.step, checkpoint.seconds
         if self.average is not None:
-            self.average.module.load_state_dict(checkpoint.model if checkpoint.ema is None else checkpoint.ema)
+            load_fitting(self.average.module, ema)
             self.average.n_averaged.fill_(self.epoch * self.steps_per_epoch + self.step)
 
 
 def resume(run: Path, device: torch.device, config: Config | None = None, world: World = ALONE) -> Trainer:
-    """A trainer that continues from the newest checkpoint of a run.
+    """A trainer that continues from the newest checkpoint of a run that is whole; damaged ones are put aside.
 
     Args:
         run: the run folder.
@@ -276,9 +332,9 @@ def resume(run: Path, device: torch.device, config: Config | None = None, world:
 
     Raises:
         ValueError: the model was changed, which its weights would not fit; or the length of an epoch (by another
-            batch size or other data), which steps, schedule and log are counted in.
+            batch size or other data), which steps, schedule and log are counted in. Also as `load_checkpoint`.
     """
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(world.from_main(lambda: put_damaged_aside(run)))
     config = config or checkpoint.config
     old, new = vars(checkpoint.config.model), vars(config.model)
     changed = [name for name in new if old[name] != new[name]]
@@ -311,6 +367,6 @@ def _mixed(seed: int, step: int, rank: int = 0) -> int:
 def _print_data(*datasets: DetectionDataset) -> None:
     """A line for each data set, and what was handled in it."""
     for dataset in datasets:
-        print(describe(dataset.annotations).splitlines()[0])
+        say(describe(dataset.annotations).splitlines()[0])
         if dataset.problems.counts:
-            print(dataset.problems.summary())
+            say(dataset.problems.summary())

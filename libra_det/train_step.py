@@ -242,7 +242,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
     if config.cuda_graph and device.type == "cuda":
         rate = torch.tensor(rate, device=device)
     return torch.optim.SGD(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad],
         lr=rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
@@ -251,15 +251,35 @@ def make_optimizer(model: nn.Module, config: TrainConfig, device: torch.device) 
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the momentum of a saved state. What the configuration says stays, and with it where the rate lives."""
-    own = [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, own, strict=True):
-        group.update(values)
-    for parameter, kept in optimizer.state.items():  # fused optimizers walk through memory: it lies as the weight does
-        momentum = kept.get("momentum_buffer")
-        if momentum is not None:
-            kept["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
+    """Take the momentum of a saved state. What the configuration says stays, and with it where the rate lives.
+
+    Args:
+        optimizer: of `make_optimizer`.
+        state: the state_dict of one with the same parameters, as a checkpoint has it.
+
+    Raises:
+        ValueError: it is of other parameters, or a momentum is not finite; nothing was taken then.
+    """
+    both = (optimizer.param_groups, state["param_groups"])
+    own, saved = ([len(group["params"]) for group in groups] for groups in both)
+    if own != saved:
+        raise ValueError(f"optimizer: expected groups of {own} parameters, as the model has them, got {saved}")
+    momenta = {}
+    for group, numbers in zip(*both, strict=True):
+        for name, parameter, number in zip(group["param_names"], group["params"], numbers["params"], strict=True):
+            momentum = state["state"].get(number, {}).get("momentum_buffer")
+            if momentum is None:
+                continue
+            if momentum.shape != parameter.shape:
+                raise ValueError(
+                    f"optimizer: expected a momentum of shape {list(parameter.shape)} for {name}, "
+                    f"got {list(momentum.shape)}"
+                )
+            if not momentum.float().isfinite().all():
+                raise ValueError(f"optimizer: the momentum of {name} holds NaN or infinite numbers")
+            momenta[parameter] = momentum
+    for parameter, momentum in momenta.items():  # fused optimizers walk through memory: it lies as the weight does
+        optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(momentum)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from libra_ops import _array_checks
-from libra_ops._array_checks import check_at_most, check_choice, check_integer, check_number, check_shape, describe
+from libra_ops._array_checks import (
+    check_at_most,
+    check_choice,
+    check_integer,
+    check_number,
+    check_shape,
+    describe,
+    show,
+    to_number,
+)
 from libra_ops._extension import check_device
 
 __all__ = [
@@ -29,6 +38,8 @@ __all__ = [
     "check_stds",
     "check_tensor",
     "describe",
+    "show",
+    "to_number",
 ]
 
 _LARGEST_FLOAT32 = (2 - 2.0**-23) * 2.0**127

@@ -294,10 +294,10 @@ def _check_matches(matches: object) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def _check_interval(interval: object) -> tuple[float, float]:
     if not isinstance(interval, Sequence) or len(interval) != 2:
-        raise ValueError(f"interval: expected (low, high), got {interval!r}")
+        raise ValueError(f"interval: expected (low, high), got {_array_checks.show(interval)}")
     low, high = (_array_checks.check_number("interval", value, -math.inf) for value in interval)
     if not low < high:
-        raise ValueError(f"interval: expected low < high, got {interval!r}")
+        raise ValueError(f"interval: expected low < high, got {_array_checks.show(interval)}")
     return low, high
 
 

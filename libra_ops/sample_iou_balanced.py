@@ -145,11 +145,11 @@ def _check_matches(matches: object) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_interval(interval: object) -> tuple[float, float]:
     if not isinstance(interval, (tuple, list, Sequence)) or len(interval) != 2:
-        raise ValueError(f"interval: expected (low, high), got {interval!r}")
+        raise ValueError(f"interval: expected (low, high), got {_checks.show(interval)}")
     low = _checks.check_number("interval", interval[0], -math.inf)
     high = _checks.check_number("interval", interval[1], -math.inf)
     if not low < high:
-        raise ValueError(f"interval: expected low < high, got {interval!r}")
+        raise ValueError(f"interval: expected low < high, got {_checks.show(interval)}")
     return low, high
 
 

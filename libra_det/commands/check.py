@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import tyro
 
 from libra_det.config import DataConfig
+from libra_det.layouts import find_splits
+from libra_det.terminal import say
 
 
 @dataclass
@@ -25,9 +27,13 @@ class Check:
     """COCO JSON to evaluate on, likewise."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Read images also where the annotations name files outside the data folder."""
 
     def __call__(self) -> int:
+        config = DataConfig(**vars(self))
+        find_splits(config)  # says at once, before PyTorch is imported, if there is nothing to check
         from libra_det.data import check_data
 
-        print(check_data(DataConfig(**vars(self))))
+        say(check_data(config))
         return 0

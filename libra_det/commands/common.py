@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from libra_det.terminal import printable, say, short
+
 if TYPE_CHECKING:
     from libra_det.predict import Detector
 
@@ -14,10 +16,6 @@ if TYPE_CHECKING:
 def quoted(value: Path | str) -> str:
     """As a shell reads it."""
     return shlex.quote(str(value))
-
-
-def resume_command(run: Path) -> str:
-    return f"libra train --output {quoted(run)} --resume"
 
 
 def beside(source: Path, suffix: str) -> Path:
@@ -47,15 +45,15 @@ def loaded(source: Path, device: str, recipe: str | None, partial: bool, flip: b
     chosen = choose_device(device)
     detector = load_detector(source, chosen, recipe=recipe, partial=partial, inference=Inference(flip, half))
     print_notes(source, detector.notes)
-    print(f"{source}: {detector.config.recipe}, {described(detector.categories)} ({chosen})", flush=True)
+    say(f"{source}: {printable(detector.config.recipe)}, {described(detector.categories)} ({chosen})", flush=True)
     return detector
 
 
 def print_notes(source: Path, notes: Sequence[str]) -> None:
     for note in notes:
-        print(f"{source}: {note}")
+        say(f"{source}: {note}")
 
 
 def described(categories: Sequence[tuple[int, str]]) -> str:
-    names = [name for _, name in categories]
+    names = [short(name, 60) for _, name in categories]
     return f"{len(names)} classes ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from libra_det.commands.common import beside, described, one_source, print_notes, quoted
+from libra_det.terminal import printable, say
 
 
 @dataclass
@@ -33,8 +34,8 @@ class Convert:
         output = self.output or beside(source, ".safetensors")
         config, categories, notes = convert(source, output, recipe=self.recipe, partial=self.partial)
         print_notes(source, notes)
-        print(
-            f"{source} is {config.recipe}, {described(categories)}; written to {output} "
+        say(
+            f"{source} is {printable(config.recipe)}, {described(categories)}; written to {output} "
             f"({output.stat().st_size / 1e6:.0f} MB)\nuse it: libra predict {quoted(output)} IMAGE_OR_FOLDER"
         )
         return 0

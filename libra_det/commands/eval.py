@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from libra_det.commands.common import loaded, one_source
+from libra_det.file_names import written_name
+from libra_det.terminal import say
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +39,8 @@ class Eval:
     """COCO JSON, where it does not lie in the data folder under a usual name."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Read images also where the annotations name files outside the data folder."""
     proposals: str | None = None
     """File of `libra proposals` with the regions of the split, for Fast R-CNN."""
     batch_size: int | None = None
@@ -64,7 +69,8 @@ class Eval:
         from libra_det.report import print_metrics
 
         names = ("data", "split", "annotations", "image_folder", "proposals", "batch_size", "workers")
-        dataset = evaluation_data(detector, **{name: getattr(self, name) for name in names})
+        changes = {name: getattr(self, name) for name in names}
+        dataset = evaluation_data(detector, **changes, allow_outside=self.allow_outside)
         evaluation = evaluate(detector.model, dataset, device, detector.categories, detector.inference, world)
         if not world.is_main:
             return 0
@@ -74,7 +80,7 @@ class Eval:
         write_evaluation(evaluation, output, data=dataset.config.data, split=split)
         draw_pictures(dataset.annotations, evaluation.results, output / "pictures")
         kind = "GPU memory" if device.type == "cuda" else "memory"
-        print(
+        say(
             f"{len(dataset)} images at {evaluation.images_per_second:.2f} images/s (batches of "
             f"{dataset.config.batch_size}), peak {kind} {evaluation.peak_memory / 2**20:.0f} MiB\n"
             f"evaluated in {evaluation.seconds:.0f} s; numbers, results and pictures are in {output}"
@@ -83,8 +89,10 @@ class Eval:
 
     def _name(self, data: str, split: str) -> str:
         """Tells evaluations on different data apart."""
-        name = f"{Path(data).expanduser().resolve().name}-{split}"
-        return name if self.annotations is None else f"{name}-{Path(self.annotations).stem}"
+        parts = [Path(os.path.expanduser(data)).resolve().name, split]
+        if self.annotations is not None:
+            parts.append(Path(self.annotations).stem)
+        return "-".join(map(written_name, parts))  # a split may be called ../../x in the configuration of a file
 
 
 def _run_folder(source: Path) -> Path:

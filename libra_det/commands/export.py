@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from libra_det.commands.common import beside, loaded, one_source
+from libra_det.terminal import say
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Export:
         from libra_det.export import export_detector
 
         facts = export_detector(detector, output, self.format, source=source.name)
-        print(f"written to {output} ({output.stat().st_size / 1e6:.0f} MB)")
+        say(f"written to {output} ({output.stat().st_size / 1e6:.0f} MB)")
         for name in ("contents", "inputs", "outputs"):
-            print(f"{name}: {facts[name]}")
+            say(f"{name}: {facts[name]}")
         return 0

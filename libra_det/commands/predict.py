@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from libra_det.commands.common import loaded
+from libra_det.terminal import say
 
 _PARALLEL_FROM = 8  # images; fewer are read in less time than worker processes take to start
 
@@ -73,7 +74,7 @@ class Predict:
         )
         places = [] if output is None else [f"pictures and predictions.json are in {output}"]
         places += [] if self.json is None else [f"{len(found.entries)} detections are in {self.json}"]
-        print(f"{found.images} images predicted, {len(found.failures)} could not be read; {'; '.join(places)}")
+        say(f"{found.images} images predicted, {len(found.failures)} could not be read; {'; '.join(places)}")
         return 0 if found.images else 1
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from libra_det.commands.common import loaded, one_source, quoted
+from libra_det.terminal import say
 
 
 @dataclass
@@ -29,6 +30,8 @@ class WriteProposals:
     """COCO JSON, where it does not lie in the data folder under a usual name."""
     image_folder: str | None = None
     """Folder that file names are relative to, where it is not the data folder."""
+    allow_outside: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Read images also where the annotations name files outside the data folder."""
     output: Path = Path("proposals.safetensors")
     """The file to write."""
     limit: int | None = None
@@ -49,15 +52,18 @@ class WriteProposals:
 
         data = detector.config.data
         if self.data is not None:  # what named files in the old data set does not hold for the new one
-            data = replace(data, data=self.data, train_annotations=None, eval_annotations=None, image_folder=None)
+            named = ("train_annotations", "eval_annotations", "image_folder")
+            data = replace(data, data=self.data, allow_outside=False, **dict.fromkeys(named))
         split = self.split or data.train_split
         changes = {"image_folder": self.image_folder, "batch_size": self.batch_size, "workers": self.workers}
+        if self.allow_outside:
+            changes["allow_outside"] = True
         if self.annotations is not None:
             changes |= {"train_split": split, "train_annotations": self.annotations}
         data = replace(data, **{name: value for name, value in changes.items() if value is not None})
         images, total = write_proposals(detector, data, split, self.output, source=str(source), limit=self.limit)
         flag = "--proposals" if split == data.train_split else "--eval-proposals"
-        print(
+        say(
             f"{total} regions of {images} images, split {split}, are in {self.output} "
             f"({self.output.stat().st_size / 1e6:.1f} MB)\n"
             f"use it: libra train --recipe libra_fast_rcnn_r50 {flag} {quoted(self.output)} ..."

@@ -6,16 +6,24 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from libra_det.config import DataConfig
 from libra_det.data.annotations import find_splits, load_annotations
-from libra_det.data.images import annotated_as_stored, image_header, load_image
+from libra_det.data.image_file import annotated_as_stored, image_header
+from libra_det.data.images import load_image
 from libra_det.data.problems import AnnotationError, Problems
 from libra_det.data.records import Annotations, ImageRecord
+from libra_det.terminal import printable, short
 
 _HEADER_LIMIT = 5000  # images whose headers are read before training: a second or two
+FEW_CLASSES = 30  # in longer tables those without objects are left out
+_MOST_ERRORS = 1000  # lines
+MANY_CLASSES = 2000  # lines of the longest table; LVIS has 1203 classes
+_LONGEST_NAME = 80  # characters of a name in a table
 _SMALL, _LARGE = 32.0**2, 96.0**2  # COCO's limits, square pixels of the original image
 
 
@@ -66,7 +74,9 @@ def check_data(config: DataConfig) -> str:
         if problems.summary():
             report.append("handled:\n" + _indented(problems.summary()))
     if errors:
-        report.append(f"{len(errors)} to be mended before training:\n" + _indented("\n".join(errors)))
+        more = [f"... and {len(errors) - _MOST_ERRORS} more"] if len(errors) > _MOST_ERRORS else []
+        listed = "\n".join([*map(printable, errors[:_MOST_ERRORS]), *more])
+        report.append(f"{len(errors)} to be mended before training:\n{_indented(listed)}")
         raise ValueError("\n".join(report))
     report.append("All images can be loaded.")
     return "\n".join(report)
@@ -75,35 +85,45 @@ def check_data(config: DataConfig) -> str:
 def describe(annotations: Annotations) -> str:
     """A split in a few lines: images, sizes, and a table of classes with COCO's small, medium and large objects."""
     images = annotations.images
-    labels = torch.cat([image.labels for image in images])
-    crowd = torch.cat([image.crowd for image in images])
     wanted = torch.cat([image.wanted for image in images])
-    areas = torch.cat([image.areas for image in images])
+    crowd = torch.cat([image.crowd for image in images])
     counts = torch.tensor([len(image.boxes) for image in images])
-    image_index = torch.repeat_interleave(torch.arange(len(images)), counts)  # of each object
     widths, heights = [image.width for image in images], [image.height for image in images]
     lines = [
-        f"{annotations.name}: {len(images)} images of {min(widths)}x{min(heights)} to {max(widths)}x{max(heights)}, "
-        f"{int(wanted.sum())} objects of {len(annotations.categories)} classes, {int(crowd.sum())} crowds; "
-        f"{int((counts == 0).sum())} images are empty, at most {int(counts.max())} objects in one"
+        f"{printable(annotations.name)}: {len(images)} images of {min(widths)}x{min(heights)} to "
+        f"{max(widths)}x{max(heights)}, {int(wanted.sum())} objects of {len(annotations.categories)} classes, "
+        f"{int(crowd.sum())} crowds; {int((counts == 0).sum())} images are empty, "
+        f"at most {int(counts.max())} objects in one"
     ]
+    numbers = _numbers_of_classes(annotations, wanted, counts)
+    shown = range(len(numbers))
+    if len(numbers) > FEW_CLASSES:  # a few photos of COCO need no eighty lines
+        shown = [label for label in shown if numbers[label, 0]]
     rows = [("class", "objects", "images", "small", "medium", "large")]
-    for label, category in enumerate(annotations.categories):
-        own = (labels == label) & wanted
-        if not own.any() and len(annotations.categories) > 30:
-            continue  # a few photos of COCO need no eighty lines
-        small, large = own & (areas < _SMALL), own & (areas > _LARGE)
-        row = (
-            own.sum(),
-            image_index[own].unique().numel(),
-            small.sum(),
-            own.sum() - small.sum() - large.sum(),
-            large.sum(),
-        )
-        rows.append((category.name, *(str(int(count)) for count in row)))
+    rows += [
+        (short(annotations.categories[label].name, _LONGEST_NAME), *map(str, numbers[label].tolist()))
+        for label in shown[:MANY_CLASSES]
+    ]
     width = max(len(row[0]) for row in rows)
     lines += [f"  {name:<{width}}" + "".join(f"{count:>9}" for count in counts) for name, *counts in rows]
+    if len(shown) > MANY_CLASSES:
+        lines.append(f"  ... and {len(shown) - MANY_CLASSES} more classes with objects")
     return "\n".join(lines)
+
+
+def _numbers_of_classes(annotations: Annotations, wanted: Tensor, counts: Tensor) -> np.ndarray:
+    """[C, 5] int64: objects, images with such, and small, medium and large objects of each class."""
+    images = annotations.images
+    labels = torch.cat([image.labels for image in images])[wanted].numpy()  # [W] of the objects to be found
+    areas = torch.cat([image.areas for image in images])[wanted].numpy()  # [W]
+    image_index = torch.repeat_interleave(torch.arange(len(images)), counts)[wanted].numpy()  # [W]
+    pairs = np.unique(labels * len(images) + image_index)  # a class and an image that has it
+
+    def count(of: np.ndarray) -> np.ndarray:
+        return np.bincount(of, minlength=len(annotations.categories))
+
+    objects, small, large = count(labels), count(labels[areas < _SMALL]), count(labels[areas > _LARGE])
+    return np.stack([objects, count(pairs // len(images)), small, objects - small - large, large], axis=1)
 
 
 def _decode_all(annotations: Annotations) -> Problems:
@@ -121,7 +141,9 @@ def _decode_all(annotations: Annotations) -> Problems:
     problems = Problems()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         results = pool.map(decode, annotations.images)
-        for found in tqdm(results, annotations.name, len(annotations.images), unit=" images", leave=False):
+        for found in tqdm(
+            results, printable(annotations.name), len(annotations.images), unit=" images", leave=False, disable=None
+        ):
             problems.extend(found)
     return problems
 
@@ -135,11 +157,11 @@ def _inspect(image: ImageRecord, problems: Problems) -> bool:
         problems.errors.append(f"{error} (image {image.id})")
         return False
     if header.kind is not None:
-        problems.add(header.kind, image.file_name)
+        problems.add(header.kind, short(image.file_name))
     if header.orientation != 1:
-        problems.add("not_rotated" if as_stored else "rotated", image.file_name)
+        problems.add("not_rotated" if as_stored else "rotated", short(image.file_name))
     return True
 
 
 def _indented(text: str) -> str:
-    return "\n".join(f"  {line}" for line in text.splitlines())
+    return "\n".join(f"  {line}" for line in text.split("\n"))

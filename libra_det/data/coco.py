@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from libra_det.data.images import image_size
+from libra_det.data.image_file import image_size
 from libra_det.data.problems import Problems
-from libra_det.data.records import Annotations, Category, GroundTruth, ImageSource, assemble
+from libra_det.data.records import LONGEST_SIDE, Annotations, Category, GroundTruth, ImageSource, assemble
+from libra_det.file_names import ImageFiles, name_mistake
+from libra_det.plain_json import parse_json
+from libra_det.terminal import few, short, shown
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -23,8 +26,8 @@ def read_json(file: Path) -> dict[str, Any]:
         ValueError: naming the file, if it is no JSON or no COCO annotations.
     """
     try:
-        content = json.loads(file.read_bytes())
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        content = parse_json(file.read_bytes())
+    except ValueError as error:
         raise ValueError(f"{file}: is not valid JSON ({error})") from error
     if not isinstance(content, dict):
         hint = "; a list is the form of results, not of annotations" if isinstance(content, list) else ""
@@ -44,13 +47,13 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def read_coco(
-    file: Path, content: dict[str, Any], image_folder: Path, name: str, categories: Sequence[Category] | None
+    file: Path, content: dict[str, Any], files: ImageFiles, name: str, categories: Sequence[Category] | None
 ) -> Annotations:
     """Annotations of a COCO JSON file.
 
     Args:
         content: what `read_json` gave.
-        image_folder: what the file names are relative to.
+        files: where the images are.
         categories: those of the training split, which give the labels; none: the file's own.
 
     Raises:
@@ -58,19 +61,19 @@ def read_coco(
     """
     problems = Problems()
     labels, own_categories = _labels(file, content["categories"], categories, problems)
-    images = _images(file, content["images"], image_folder, problems)
+    images = _images(file, content["images"], files, problems)
     image_index = {image.id: index for index, image in enumerate(images)}
     rows: list[tuple[int, int, int, list[float], float, bool]] = []
     seen: set[int] = set()
-    names = {entry.get("id"): entry.get("name") for entry in content["categories"] if _is_integer(entry.get("id"))}
+    unknown = _UnknownCategory(content["categories"], own_categories, categories)
     for position, entry in enumerate(content["annotations"]):
         mistake = _annotation_mistake(entry)
         if mistake is None and entry["id"] in seen:
             mistake = "this id is used before; annotation ids must differ"
         if mistake is None and entry["image_id"] in image_index and entry["category_id"] not in labels:
-            mistake = _unknown_category(entry["category_id"], names, own_categories, categories)
+            mistake = unknown.mistake(entry["category_id"])
         if mistake is not None:
-            problems.errors.append(f"{file}: annotation {entry.get('id', f'at position {position}')}: {mistake}")
+            problems.errors.append(f"{file}: annotation {short(entry.get('id', f'at position {position}'))}: {mistake}")
             continue
         seen.add(entry["id"])
         if entry["image_id"] not in image_index:
@@ -100,7 +103,7 @@ def read_coco(
         images,
         truth,
         problems,
-        lambda row: f"{file}: annotation {truth.ids[row]} in {images[truth.image_index[row]].file_name}",
+        lambda row: f"{file}: annotation {truth.ids[row]} in {short(images[truth.image_index[row]].file_name)}",
         evaluate_unusable=True,
     )
 
@@ -114,10 +117,14 @@ def file_categories(file: Path, entries: list[dict[str, Any]]) -> tuple[Category
     found: dict[int, Category] = {}
     for position, entry in enumerate(entries):
         if not _is_integer(entry.get("id")) or not isinstance(entry.get("name"), str):
-            raise ValueError(f"{file}: categories[{position}]: expected a 64-bit integer id and a name, got {entry!r}")
+            raise ValueError(
+                f"{file}: categories[{position}]: expected a 64-bit integer id and a name, got {shown(entry)}"
+            )
         if entry["id"] in found:
             other = found[entry["id"]].name
-            raise ValueError(f"{file}: category id {entry['id']} is used for both {other!r} and {entry['name']!r}")
+            raise ValueError(
+                f"{file}: category id {entry['id']} is used for both {shown(other)} and {shown(entry['name'])}"
+            )
         found[int(entry["id"])] = Category(int(entry["id"]), entry["name"])
     return tuple(sorted(found.values()))
 
@@ -133,75 +140,96 @@ def _labels(
     by_name: dict[str, list[int]] = {}
     for label, category in enumerate(categories):
         by_name.setdefault(category.name, []).append(label)
+    label_of = {category: label for label, category in enumerate(categories)}
     labels: dict[int, int] = {}
     for category in own:
-        if category in categories:
-            labels[category.id] = categories.index(category)
+        if category in label_of:
+            labels[category.id] = label_of[category]
         elif len(by_name.get(category.name, ())) == 1:
             labels[category.id] = by_name[category.name][0]
-            problems.add("category_by_name", f"{file}: category {category.id} {category.name!r}")
+            problems.add("category_by_name", f"{file}: category {category.id} {shown(category.name)}")
     return labels, categories
 
 
-def _images(file: Path, entries: list[dict[str, Any]], image_folder: Path, problems: Problems) -> list[ImageSource]:
+def _images(file: Path, entries: list[dict[str, Any]], files: ImageFiles, problems: Problems) -> list[ImageSource]:
     images: list[ImageSource] = []
     seen: set[int] = set()
+    moved: list[ImageSource] = []  # found by the last parts of their names
     for position, entry in enumerate(entries):
-        where = f"{file}: image {entry.get('id', f'at position {position}')}"
-        if not _is_integer(entry.get("id")):
-            problems.errors.append(f"{where}: expected a 64-bit integer id, got {entry.get('id')!r}")
-        elif not isinstance(entry.get("file_name"), str) or not entry["file_name"]:
-            problems.errors.append(f"{where}: expected a file_name, got {entry.get('file_name')!r}")
-        elif entry["id"] in seen:
-            problems.errors.append(f"{where} ({entry['file_name']}): this id is used before; image ids must differ")
-        else:
-            seen.add(entry["id"])
-            path = image_folder / entry["file_name"]
-            size = (entry.get("width"), entry.get("height"))
-            try:
-                if size == (None, None):
-                    size = image_size(path)
-            except (OSError, ValueError) as error:
-                problems.errors.append(f"{where}: has no width and height, and {error}")
-                continue
-            if not all(_is_integer(side) and side > 0 for side in size):
-                problems.errors.append(
-                    f"{where} ({entry['file_name']}): expected width and height in whole pixels, "
-                    f"got {size[0]!r} and {size[1]!r}"
-                )
-                continue
-            images.append(ImageSource(int(entry["id"]), path, entry["file_name"], int(size[0]), int(size[1])))
+        try:
+            image, is_moved = _image(entry, files)
+            if image.id in seen:
+                raise ValueError("this id is used before; image ids must differ")
+        except ValueError as error:
+            name = entry.get("file_name")
+            named = f" ({short(name)})" if name_mistake(name) is None else ""
+            id = short(entry.get("id", f"at position {position}"))
+            problems.errors.append(f"{file}: image {id}{named}: {error}")
+            continue
+        seen.add(image.id)
+        images.append(image)
+        if is_moved:
+            moved.append(image)
+            problems.add("outside_name", f"{file}: image {image.id} ({short(image.file_name)}), read from {image.file}")
+    uses = Counter(image.file for image in images)
+    problems.errors += [
+        f"{file}: image {image.id} ({short(image.file_name)}): {uses[image.file]} images would be {image.file}; "
+        "--allow-outside reads each from where its name leads, if you trust these annotations"
+        for image in moved
+        if uses[image.file] > 1
+    ]
     return images
+
+
+def _image(entry: dict[str, Any], files: ImageFiles) -> tuple[ImageSource, bool]:
+    """An image of the file, and whether it was found by the last part of its name. A ValueError says what is wrong."""
+    id, name, width, height = map(entry.get, ("id", "file_name", "width", "height"))
+    if not _is_integer(id):
+        raise ValueError(f"expected a 64-bit integer id, got {shown(id)}")
+    mistake = name_mistake(name)
+    if mistake is not None:
+        raise ValueError(mistake)
+    path, is_moved = files.find(name)
+    if width is None and height is None:
+        try:
+            width, height = image_size(path)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"has no width and height, and {error}") from error
+    if not all(_is_integer(side) and 0 < side <= LONGEST_SIDE for side in (width, height)):
+        raise ValueError(f"expected width and height in whole pixels, got {shown(width)} and {shown(height)}")
+    return ImageSource(int(id), path, name, int(width), int(height)), is_moved
 
 
 def _annotation_mistake(entry: dict[str, Any]) -> str | None:
     """What is wrong with the form of an annotation, if anything."""
     for key in ("id", "image_id", "category_id"):
         if not _is_integer(entry.get(key)):
-            return f"expected a 64-bit integer {key}, got {entry.get(key)!r}"
+            return f"expected a 64-bit integer {key}, got {shown(entry.get(key))}"
     bbox = entry.get("bbox")
     if not isinstance(bbox, list) or len(bbox) != 4 or not all(map(_is_number, bbox)):
-        return f"expected a bbox of 4 numbers (left, top, width, height), got {bbox!r}"
+        return f"expected a bbox of 4 numbers (left, top, width, height), got {shown(bbox)}"
     if entry.get("iscrowd") not in (None, 0, 1):
-        return f"expected iscrowd 0 or 1, got {entry['iscrowd']!r}"
+        return f"expected iscrowd 0 or 1, got {shown(entry['iscrowd'])}"
     return None
 
 
-def _unknown_category(
-    category_id: int, names: dict[Any, Any], own: tuple[Category, ...], training: Sequence[Category] | None
-) -> str:
-    if category_id not in names:
-        known = names if training is None else [category.id for category in own]
-        return f"category {category_id} is unknown; the file lists the ids {_few(sorted(known))}"
-    return (
-        f"category {category_id} ({names[category_id]!r}) is not among the classes trained on "
-        f"({_few([category.name for category in own])}); the training split has to list it"
-    )
+class _UnknownCategory:
+    """Says why a category id has no label. There may be as many such annotations as there are categories."""
 
+    def __init__(
+        self, entries: list[dict[str, Any]], own: tuple[Category, ...], training: Sequence[Category] | None
+    ) -> None:
+        self._names = {entry["id"]: entry["name"] for entry in entries}
+        self._ids = few(sorted(self._names) if training is None else [category.id for category in own])
+        self._classes = few([category.name for category in own])
 
-def _few(values: Sequence[Any]) -> str:
-    """The first values, readably."""
-    return ", ".join(map(str, values[:12])) + (f", ... ({len(values)} in all)" if len(values) > 12 else "")
+    def mistake(self, category_id: int) -> str:
+        if category_id not in self._names:
+            return f"category {category_id} is unknown; the file lists the ids {self._ids}"
+        return (
+            f"category {category_id} ({shown(self._names[category_id])}) is not among the classes trained on "
+            f"({self._classes}); the training split has to list it"
+        )
 
 
 def _is_integer(value: Any) -> bool:

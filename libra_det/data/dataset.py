@@ -293,10 +293,13 @@ def make_loader(
 
 
 def _set_signals(worker: int) -> None:
-    """Ctrl-C is for the training process, which ends its workers; SIGTERM ends this one, but not as an error.
+    """Ctrl-C and a closed terminal are for the training process, which ends its workers; SIGTERM ends this one, but
+    not as an error.
 
     A job scheduler sends it to all processes at once. torch would raise an error about this one in the middle of the
     training step that is to be finished and saved.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))

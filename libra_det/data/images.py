@@ -5,10 +5,8 @@ B images of a batch, H x W pixels.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,40 +15,10 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from libra_det.config import DataConfig
+from libra_det.data.image_file import TRANSPOSING, annotated_as_stored, open_image, read_header, reason
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
-"""File name endings that are taken for images."""
-
+_STRIP_PIXELS = 2**22  # converted at once, so that a large image does not need its memory three times over
 _WEIGHT_ONE = 2048  # OpenCV's weight of a whole pixel
-_ORIENTATION = 0x0112  # the EXIF tag
-_TRANSPOSING = (5, 6, 7, 8)  # its values that exchange width and height
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
-"""What Pillow raises for damaged files; a broken PNG is a SyntaxError."""
-
-
-class ImageHeader(NamedTuple):
-    """What can be known of an image without decoding its pixels."""
-
-    stored: tuple[int, int]  # width, height of the raster in the file
-    displayed: tuple[int, int]  # width, height after the EXIF rotation
-    orientation: int  # EXIF's value; 1 is upright
-    kind: str | None  # the kind of `Problems` that its colours are, if any
-
-
-def image_header(file: Path) -> ImageHeader:
-    """Reads the header of an image file.
-
-    Raises:
-        FileNotFoundError: if the file is missing.
-        ValueError: if it is no image that can be read.
-    """
-    with _open(file) as image:
-        return _header(image)
-
-
-def image_size(file: Path) -> tuple[int, int]:
-    """Width and height of an image file as displayed, in pixels. Errors as in `image_header`."""
-    return image_header(file).displayed
 
 
 def load_image(
@@ -61,7 +29,7 @@ def load_image(
     Grayscale is repeated over the channels, alpha is ignored, palettes and 16-bit images are converted.
 
     Args:
-        file: a JPEG, PNG or any other format that Pillow reads.
+        file: of one of `FORMATS`.
         annotated_size: width and height that the annotations give. If they are those of the image as stored but not
             as displayed, it was annotated without its EXIF rotation, and is returned without.
         smallest: width and height (as displayed) that are needed: a JPEG may be decoded at a fraction of its size that
@@ -72,15 +40,15 @@ def load_image(
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: naming the file, if it is damaged or its size is not `annotated_size`.
+        ValueError: naming the file, if it is damaged, has more than `MOST_PIXELS`, or its size is not `annotated_size`.
     """
     file = Path(file)
-    with _open(file) as image:
-        header = _header(image)
+    with open_image(file) as image:
+        header = read_header(image)
         as_stored = annotated_size is not None and annotated_as_stored(file, header, annotated_size)
         turn = header.orientation != 1 and not as_stored
         if smallest is not None and header.kind is None and image.format == "JPEG":
-            width, height = smallest[::-1] if turn and header.orientation in _TRANSPOSING else smallest
+            width, height = smallest[::-1] if turn and header.orientation in TRANSPOSING else smallest
             image.draft(None, (2 * width, 2 * height))
         return _decode(image, turn, f"{file}", "replace the file or take it out of the annotations")
 
@@ -92,24 +60,7 @@ def pil_to_tensor(image: Image.Image) -> Tensor:
         ValueError: if its file is damaged.
     """
     name = getattr(image, "filename", "") or f"PIL image of {image.width}x{image.height}"
-    return _decode(image, _header(image).orientation != 1, name, "replace the file")
-
-
-def annotated_as_stored(file: Path, header: ImageHeader, annotated_size: tuple[int, int]) -> bool:
-    """True if an image was annotated without its EXIF rotation, as far as its annotated width and height tell.
-
-    Raises:
-        ValueError: naming the file, if its size is neither as stored nor as displayed the annotated one.
-    """
-    if annotated_size == header.displayed:
-        return False
-    if annotated_size == header.stored:
-        return True
-    annotated, found = ("x".join(map(str, size)) for size in (annotated_size, header.displayed))
-    raise ValueError(
-        f"{file}: is {found} pixels, but annotated as {annotated}; its boxes cannot be trusted. Annotate it, or, "
-        "if its boxes are in its own pixels, correct its width and height in the annotations"
-    )
+    return _decode(image, read_header(image).orientation != 1, name, "replace the file")
 
 
 def resized_size(width: int, height: int, config: DataConfig, factor: float = 1.0) -> tuple[int, int]:
@@ -201,55 +152,31 @@ def pad(images: Sequence[Tensor], size_divisor: int, size: tuple[int, int] | Non
     return batch, sizes
 
 
-def _open(file: Path) -> Image.Image:
-    if not file.is_file():
-        raise FileNotFoundError(f"{file}: this image file is missing")
-    try:
-        return Image.open(file)
-    except _UNREADABLE as error:
-        reason = "the file is empty" if file.stat().st_size == 0 else str(error)
-        raise ValueError(f"{file}: is no image that can be read ({reason})") from error
-
-
-def _header(image: Image.Image) -> ImageHeader:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged EXIF data is no reason to refuse a picture
-        try:
-            orientation = image.getexif().get(_ORIENTATION, 1)
-        except _UNREADABLE:
-            orientation = 1
-    if orientation not in range(1, 9):
-        orientation = 1
-    displayed = image.size[::-1] if orientation in _TRANSPOSING else image.size
-    return ImageHeader(image.size, displayed, orientation, _color_kind(image.mode))
-
-
-def _color_kind(mode: str) -> str | None:
-    if mode == "RGB":
-        return None
-    if mode in ("1", "L"):
-        return "grayscale"
-    if mode in ("P", "PA"):
-        return "palette"
-    if mode.startswith("I"):
-        return "high_depth"
-    return "alpha" if mode in ("LA", "La", "RGBA", "RGBa", "RGBX") else "other_colors"
-
-
 def _decode(image: Image.Image, turn: bool, name: str, advice: str) -> Tensor:
     """uint8 [3, H, W], turned as the EXIF data says if `turn`; `name` and `advice` are for the error."""
     try:
         image.load()
         return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
-    except _UNREADABLE as error:
-        raise ValueError(f"{name}: cannot be decoded ({error}); {advice}") from error
+    except Exception as error:  # a damaged file can make Pillow raise anything
+        raise ValueError(f"{name}: cannot be decoded ({reason(error, name)}); {advice}") from error
 
 
 def _to_tensor(image: Image.Image) -> Tensor:
     """uint8 [3, H, W], in channels-last memory as decoded."""
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers without a known range; save it with 8 bits per channel")
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return torch.from_numpy(_rgb(image)).permute(2, 0, 1)
+    pixels = np.empty((image.height, image.width, 3), dtype=np.uint8)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = _rgb(image.crop((0, top, image.width, bottom)))
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3] of an image of any mode but F."""
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip them to 255 instead of scaling
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-    elif image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers without a known range; save it with 8 bits per channel")
-    pixels = np.array(image.convert("RGB") if image.mode != "RGB" else image)  # [H, W, 3]
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return np.array(image.convert("RGB") if image.mode != "RGB" else image)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from libra_det.terminal import printable
+
 KINDS = {
     "partly_outside": "boxes reach more than a pixel out of their image: clipped",
     "outside": "boxes lie outside their image: left out",
@@ -11,6 +13,7 @@ KINDS = {
     "inverted": "boxes have negative width or height: left out",
     "not_finite": "boxes hold NaN or infinity: left out",
     "unknown_image": "annotations belong to images that are not listed: left out",
+    "outside_name": "file names lead elsewhere: the images of that name in the image folder are taken",
     "category_by_name": "categories have another id than in the training split: matched by name",
     "difficult": "objects are marked difficult: not trained on, and neither right nor wrong in evaluation",
     "no_objects": "images have no objects: not trained on unless skip_empty is off, always evaluated",
@@ -33,8 +36,8 @@ class AnnotationError(ValueError):
     def __init__(self, errors: Iterable[str]) -> None:
         self.errors = list(errors)
         more = len(self.errors) - _SHOWN_ERRORS
-        rest = [f"... and {more} more; `libra check` lists them all"] if more > 0 else []
-        super().__init__("\n".join(self.errors[:_SHOWN_ERRORS] + rest))
+        rest = [f"... and {more} more; `libra check` lists them"] if more > 0 else []
+        super().__init__("\n".join([*map(printable, self.errors[:_SHOWN_ERRORS]), *rest]))
 
 
 class Problems:
@@ -70,7 +73,9 @@ class Problems:
     def summary(self) -> str:
         """One line for each kind of handled problem; an empty string if there was none."""
         found = [kind for kind in KINDS if kind in self.counts]
-        return "\n".join(f"{self.counts[kind]} {KINDS[kind]} (such as {self.examples[kind]})" for kind in found)
+        return "\n".join(
+            f"{self.counts[kind]} {KINDS[kind]} (such as {printable(self.examples[kind])})" for kind in found
+        )
 
     def __bool__(self) -> bool:
         return bool(self.counts or self.errors)

@@ -16,6 +16,9 @@ import torch
 from torch import Tensor
 
 from libra_det.data.problems import Problems
+from libra_det.terminal import short
+
+LONGEST_SIDE = 1_000_000  # pixels of an image, as annotated; larger numbers are mistakes
 
 
 class Category(NamedTuple):
@@ -162,13 +165,13 @@ def assemble(
     areas = np.where(np.isfinite(truth.areas), truth.areas, box_areas)
     rows = np.flatnonzero(usable)
     rows = rows[np.argsort(truth.image_index[rows], kind="stable")]
-    areas = areas.clip(max=np.finfo(np.float32).max).astype(np.float32)
+    areas = areas.clip(*np.array([-1, 1]) * np.finfo(np.float32).max).astype(np.float32)
     columns = (clipped.astype(np.float32), truth.labels, truth.crowd, truth.difficult, areas)
     ends = np.bincount(truth.image_index[rows], minlength=len(images)).cumsum()
     by_image = ([torch.from_numpy(part) for part in np.split(column[rows], ends[:-1])] for column in columns)
     records = [ImageRecord(*image, *objects) for image, *objects in zip(images, *by_image, strict=True)]
     empty = [record.file_name for record in records if not record.has_objects]
     if empty:
-        problems.add("no_objects", empty[0], len(empty))
+        problems.add("no_objects", short(empty[0]), len(empty))
     evaluated = finite if evaluate_unusable else usable
     return Annotations(name, categories, records, problems, GroundTruth(*(column[evaluated] for column in truth)))

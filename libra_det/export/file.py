@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import warnings
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 
@@ -19,6 +19,7 @@ from libra_det.export.graph import (
     side_divisor,
     smallest_side,
 )
+from libra_det.files import make_folder, whole_file, whole_stream
 from libra_det.predict import Detector
 from libra_det.weights.load import metadata
 
@@ -54,6 +55,7 @@ def export_detector(detector: Detector, output: Path, format: str = "pt2", *, so
 
     Raises:
         ValueError: for Fast R-CNN, another ending, or ONNX without its packages.
+        NotWritten: there is no room for the file, or the system refuses otherwise.
     """
     if format not in FORMATS:
         raise ValueError(f"--format: expected one of {', '.join(FORMATS)}; got {format!r}")
@@ -69,16 +71,19 @@ def export_detector(detector: Detector, output: Path, format: str = "pt2", *, so
         _check_onnx_is_there()
     facts = _metadata(detector, format, source)
     module = ExportableDetector(detector.model).eval()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f"{output.stem}.unfinished{output.suffix}")
+    make_folder(output.parent)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of PyTorch about its own deprecated functions
-        (_save_pt2 if format == "pt2" else _save_onnx)(module, detector, unfinished, facts)
-    os.replace(unfinished, output)
+        if format == "pt2":
+            with whole_stream(output) as stream:  # a path would have to end in .pt2
+                _save_pt2(module, detector, stream, facts)
+        else:
+            with whole_file(output) as unfinished:
+                _save_onnx(module, detector, unfinished, facts)
     return facts
 
 
-def _save_pt2(module: ExportableDetector, detector: Detector, file: Path, facts: dict[str, str]) -> None:
+def _save_pt2(module: ExportableDetector, detector: Detector, file: BinaryIO, facts: dict[str, str]) -> None:
     inputs = example_inputs(detector.config, detector.device)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:  # a file whose weights asked for gradients would return detections that hold a graph

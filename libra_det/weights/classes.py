@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from libra_det.checkpoint_values import LONGEST_NAME
+
 Categories = list[tuple[int, str]]
 
 
@@ -50,11 +52,16 @@ def _names(meta: dict[str, Any]) -> list[str] | None:
     for place in (meta, inner if isinstance(inner, dict) else {}):
         for key in ("CLASSES", "classes"):
             found = place.get(key)
-            if isinstance(found, str):
+            if _is_name(found):
                 return [found]
-            if isinstance(found, Sequence) and found and all(isinstance(name, str) for name in found):
+            if isinstance(found, Sequence) and found and all(map(_is_name, found)):
                 return list(found)
     return None
+
+
+def _is_name(value: Any) -> bool:
+    """A few bytes can stand for a very long text that very many classes share."""
+    return isinstance(value, str) and len(value) <= LONGEST_NAME
 
 
 def _plain(name: str) -> str:

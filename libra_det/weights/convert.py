@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from libra_det.config import Config
+from libra_det.files import make_folder, whole_file
 from libra_det.models import build_model
 from libra_det.weights.classes import Categories
 from libra_det.weights.load import configuration, fill, metadata, read_weights
@@ -28,6 +28,7 @@ def convert(
     Raises:
         FileNotFoundError, ValueError: as `read_weights`, `configuration` and `fill`; or the output is the source, or
             of another ending.
+        NotWritten: there is no room for the file, or the system refuses otherwise.
     """
     from safetensors.torch import save_file
 
@@ -39,12 +40,8 @@ def convert(
     config, categories = configuration(weights, recipe, partial=partial)
     model = build_model(config.model, len(categories))
     notes = weights.notes + fill(model, weights, partial=partial)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(output.name + ".unfinished")
+    make_folder(output.parent)
     state = {name: value.contiguous() for name, value in model.state_dict().items()}
-    unfinished.touch()
-    mode = unfinished.stat().st_mode  # as this user's files are; safetensors makes private ones
-    save_file(state, unfinished, metadata(config, categories, Path(source).name))
-    unfinished.chmod(mode)
-    os.replace(unfinished, output)
+    with whole_file(output, needed=sum(value.nbytes for value in state.values())) as unfinished:
+        save_file(state, unfinished, metadata(config, categories, Path(source).name))
     return config, categories, notes

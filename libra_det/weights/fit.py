@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from libra_det.terminal import printable
+
 CLASS_LAYERS = ("roi_head.bbox_head.fc_cls.", "roi_head.bbox_head.fc_reg.", "bbox_head.retina_cls.")
 """Layers whose outputs stand for classes (fc_reg: where boxes are class-specific)."""
 _ROWS = 6  # of each kind that a table shows
@@ -42,7 +44,7 @@ class Fit:
         """What does not fit, a line for each tensor, with the rest of a long list counted."""
         rows = {
             "missing": {key: str(shape) for key, shape in self.missing.items()},
-            "unexpected": {key: str(shape) for key, shape in self.unexpected.items()},
+            "unexpected": {printable(key): str(shape) for key, shape in self.unexpected.items()},
             "misshapen": {key: f"{file}, the model has {model}" for key, (file, model) in self.misshapen.items()},
         }
         width = max((len(key) for part in rows.values() for key in list(part)[:_ROWS]), default=0)

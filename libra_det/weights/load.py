@@ -10,7 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from libra_det.checkpoint import checkpoint_of, load_checkpoint
+from libra_det.checkpoint_values import checked_categories
 from libra_det.config import Config
+from libra_det.plain_json import parse_json
 from libra_det.recipes import recipe as recipe_of
 from libra_det.weights.classes import Categories, categories_of
 from libra_det.weights.files import TensorFile, read_tensor_file, state_of
@@ -21,6 +23,7 @@ from libra_det.weights.spelling import VERSION_1, spelled_today
 
 FORMAT = "1"
 """Under "libra_det" in a safetensors file's metadata; raised when an older libra_det could not read a newer file."""
+_MOST_CLASSES = 100_000
 
 
 @dataclass
@@ -58,6 +61,8 @@ class Weights:
                 f"{self.path}: holds {len(self.state)} tensors ({some}, ...) but no class layer of a Faster R-CNN, "
                 "Fast R-CNN or RetinaNet (roi_head.bbox_head.fc_cls, bbox_head.retina_cls)"
             )
+        if found > _MOST_CLASSES:  # a tensor of any number of rows without columns takes no room in a file
+            raise ValueError(f"{self.path}: has class layers for {found} classes; expected at most {_MOST_CLASSES}")
         return found
 
 
@@ -102,7 +107,10 @@ def configuration(weights: Weights, recipe: str | None = None, *, partial: bool 
     _check_version(weights, partial)
     num_classes = weights.num_classes
     if weights.config is not None and recipe is None:
-        config = weights.config  # filling it will tell whether it fits
+        config = weights.config
+        fit = model_fit(config.model, num_classes, weights.state)  # before the model takes memory
+        if not fit.exact and not partial:
+            raise ValueError(_misfit(weights, "its own configuration", fit.table()))
     else:
         if recipe is not None:
             config, what = adapted(recipe_of(recipe), weights.state), f"--recipe {recipe}"
@@ -156,7 +164,8 @@ def fill(
     judged = fit.without_class_layers() if anew else fit
     if not judged.exact and not partial:
         raise ValueError(_misfit(weights, "this model", judged.table()))
-    taken = {key: value for key, value in weights.state.items() if key not in {**fit.unexpected, **fit.misshapen}}
+    left_out = fit.unexpected.keys() | fit.misshapen.keys()
+    taken = {key: value for key, value in weights.state.items() if key not in left_out}
     broken = next((k for k, v in taken.items() if v.is_floating_point() and not v.float().isfinite().all()), None)
     if broken is not None:
         raise ValueError(f"{weights.path}: {broken} holds NaN or infinite numbers; the training that wrote it diverged")
@@ -210,8 +219,8 @@ def _of_converted(file: TensorFile) -> Weights:
         )
     try:
         config = Config.from_json(file.metadata["config"])
-        categories = [(int(id), str(name)) for id, name in json.loads(file.metadata["categories"])]
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        categories = checked_categories(parse_json(file.metadata["categories"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{file.path}: its metadata cannot be used ({error}); convert the original again") from error
     return Weights(file.path, file.state, config, categories)
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import ast
 import operator
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from libra_det.config import Config
 from libra_det.models import retinanet, roi_head, rpn
+from libra_det.terminal import shown
 
 _LARGEST = 1e18  # of numbers that are computed: each line of a hostile text could square the one before
+_LONGEST = 2**17  # letters of a text; published ones have some ten thousand
+_MOST_VALUES = 100_000  # of one name, counted as often as other names bring them in
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
@@ -38,8 +42,8 @@ class Settings:
         for part, values in (("model", self.model), ("data", self.data)):
             old = getattr(config, part)
             new = {name: value for name, value in values.items() if getattr(old, name) != value}
+            config = replace(config, **{part: replace(old, **new)})  # which refuses what is no value of its field
             changed += [f"{name} {value} (recipe: {getattr(old, name)})" for name, value in new.items()]
-            config = replace(config, **{part: replace(old, **new)})
         return config, changed
 
 
@@ -66,48 +70,78 @@ def read_assignments(text: str) -> dict[str, Any]:
     """The top-level names of a Python text with literals and dict(...); what else is in it is passed over.
 
     Raises:
-        ValueError: it is no Python text.
+        ValueError: it is no Python text, or it is far longer than a configuration.
     """
+    if len(text) > _LONGEST:
+        raise ValueError(f"has {len(text)} letters")
     # The first line of some is the name of the file they were read from.
     lines = text.splitlines()
-    while lines and "=" not in lines[0]:
-        lines.pop(0)
+    start = next((number for number, line in enumerate(lines) if "=" in line), len(lines))
     try:
-        tree = ast.parse("\n".join(lines))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python about the style of the text
+            tree = ast.parse("\n".join(lines[start:]))
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"is no Python text ({error})") from error
-    values: dict[str, Any] = {}
+    reader = _Reader()
     for statement in tree.body:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
-            try:
-                values[statement.targets[0].id] = _value(statement.value, values)
-            except (ValueError, TypeError, RecursionError):
-                continue
-    return values
+            reader.assign(statement.targets[0].id, statement.value)
+    return reader.values
 
 
-def _value(node: ast.AST, names: dict[str, Any]) -> Any:
-    if isinstance(node, ast.Constant):
-        return node.value
-    if isinstance(node, (ast.List, ast.Tuple)):
-        return [_value(item, names) for item in node.elts]
-    if isinstance(node, ast.Dict):
-        return {
-            _value(key, names): _value(value, names) for key, value in zip(node.keys, node.values, strict=True) if key
-        }
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
-        return {keyword.arg: _value(keyword.value, names) for keyword in node.keywords if keyword.arg}
-    if isinstance(node, ast.Name) and node.id in names:
-        return names[node.id]
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
-        number = _value(node.operand, names)
-        if isinstance(number, (int, float)):
-            return -number
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = _value(node.left, names), _value(node.right, names)
-        if all(isinstance(x, (int, float)) and abs(x) < _LARGEST for x in (left, right)) and right != 0:
-            return _OPERATORS[type(node.op)](left, right)
-    raise ValueError(f"{type(node).__name__} is no plain value")
+class _Reader:
+    """Values of the names in a text. A list may name an earlier one, and so grow with every line: all are counted."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self._counts: dict[str, int] = {}  # of values in each name
+        self._count = 0  # of values in the statement that is read
+
+    def assign(self, name: str, node: ast.expr) -> None:
+        """Read a statement, or pass over it if it is no plain value."""
+        self._count = 0
+        try:
+            value = self._value(node)
+        except (ValueError, TypeError, RecursionError, OverflowError):
+            return
+        self.values[name], self._counts[name] = value, self._count
+
+    def _add(self, count: int) -> None:
+        self._count += count
+        if self._count > _MOST_VALUES:
+            raise ValueError(f"has more than {_MOST_VALUES} values")
+
+    def _value(self, node: ast.AST) -> Any:
+        self._add(1)
+        if isinstance(node, ast.Constant):
+            return node.value
+        if isinstance(node, (ast.List, ast.Tuple)):
+            return [self._value(item) for item in node.elts]
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            return {_checked_key(self._value(key)): self._value(value) for key, value in pairs if key}
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict" and not node.args:
+            return {keyword.arg: self._value(keyword.value) for keyword in node.keywords if keyword.arg}
+        if isinstance(node, ast.Name) and node.id in self.values:
+            self._add(self._counts[node.id])
+            return self.values[node.id]
+        if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+            number = self._value(node.operand)
+            if isinstance(number, (int, float)):
+                return -number
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            left, right = self._value(node.left), self._value(node.right)
+            if all(isinstance(x, (int, float)) and abs(x) < _LARGEST for x in (left, right)) and right != 0:
+                return _OPERATORS[type(node.op)](left, right)
+        raise ValueError(f"{type(node).__name__} is no plain value")
+
+
+def _checked_key(key: Any) -> Any:
+    """Text or a small number. (Large numbers can be chosen so that all collide in a dictionary.)"""
+    if not isinstance(key, str) and not (isinstance(key, int) and abs(key) < 2**31):
+        raise ValueError("a key is neither text nor a small number")
+    return key
 
 
 def _read_model(values: dict[str, Any], settings: Settings) -> None:
@@ -115,12 +149,12 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
     found = settings.model
     style = (model.get("backbone") or {}).get("style", "pytorch")
     if style != "pytorch":
-        settings.impossible.append(f"a backbone of style {style!r}, whose strides are in other convolutions")
+        settings.impossible.append(f"a backbone of style {shown(style)}, whose strides are in other convolutions")
     for neck in _list(model.get("neck")):
         if neck.get("relu_before_extra_convs"):
             settings.impossible.append("a ReLU before the pyramid's coarser levels")
         if (neck.get("upsample_cfg") or {}).get("mode", "nearest") != "nearest":
-            settings.impossible.append(f"a pyramid enlarged by {neck['upsample_cfg']}")
+            settings.impossible.append(f"a pyramid enlarged by {shown(neck['upsample_cfg'])}")
         if neck.get("type") == "BFP":
             _take(found, "refine_level", neck, "refine_level")
             found["pyramid"] = neck.get("refine_type") or "mean"  # which has no tensors
@@ -158,7 +192,7 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
     nms = last.get("nms") or {}
     _take(found, "nms_iou", nms, "iou_threshold", "iou_thr")
     if nms.get("type", "nms") != "nms":
-        settings.impossible.append(f"{nms['type']} in place of non-maximum suppression")
+        settings.impossible.append(f"{shown(nms['type']).strip(chr(39))} in place of non-maximum suppression")
     anchors = {**head, **(head.get("anchor_generator") or {})}
     _take(found, "anchor_ratios", anchors, "ratios", "anchor_ratios")
     _take(found, "anchor_scales_per_octave", anchors, "scales_per_octave")
@@ -166,7 +200,7 @@ def _read_model(values: dict[str, Any], settings: Settings) -> None:
     if len(scales) == 1:
         found["anchor_scale"] = scales[0]
     elif scales:
-        settings.impossible.append(f"anchors of several scales {scales}")
+        settings.impossible.append(f"anchors of several scales {shown(scales)}")
 
 
 def _expect_plain_anchors(head: dict[str, Any], strides: tuple[int, ...], settings: Settings) -> None:
@@ -182,7 +216,7 @@ def _expect(possible: Any, values: dict[str, Any], settings: Settings, *keys: st
     """What is there under one of the keys has to be this; no tensor shows it."""
     for key in keys:
         if values.get(key) not in (None, possible):
-            settings.impossible.append(f"{key} {values[key]} instead of {possible}")
+            settings.impossible.append(f"{key} {shown(values[key])} instead of {possible}")
 
 
 def _read_data(values: dict[str, Any], settings: Settings) -> None:

@@ -18,6 +18,8 @@ from torch import Tensor
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 """Prefixes of all names, left by data parallelism, torch.compile and wrappers."""
 
+_MOST_WRAPPERS = 8  # around each other
+
 _RENAMED = (
     (re.compile(r"^neck\.(lateral_convs|fpn_convs)\."), r"neck.0.\1."),  # a pyramid alone is no sequence there
     (re.compile(r"^bbox_head\.(fc_cls|fc_reg|shared_fcs)\b"), r"roi_head.bbox_head.\1"),  # in 1.x
@@ -47,7 +49,7 @@ def spelled_today(state: dict[str, Tensor]) -> Spelled:
     """The tensors of a published detector, or of one that mmdetection trained, by the names of today."""
     state, changes = _unwrapped(state)
     for pattern, what in _LEFT_OUT:
-        left_out = [key for key in state if pattern.match(key)]
+        left_out = {key for key in state if pattern.match(key)}
         if left_out and len(left_out) < len(state):
             state = {key: value for key, value in state.items() if key not in left_out}
             changes.append(f"{len(left_out)} tensors left out: {what}")
@@ -72,14 +74,12 @@ def spelled_today(state: dict[str, Tensor]) -> Spelled:
 
 def _unwrapped(state: dict[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
     changes = []
-    again = True
-    while again:
-        again = False
-        for prefix in _WRAPPERS:
-            if all(key.startswith(prefix) for key in state):
-                state = {key.removeprefix(prefix): value for key, value in state.items()}
-                changes.append(f"names without their prefix {prefix!r}")
-                again = True
+    for _ in range(_MOST_WRAPPERS):
+        prefix = next((prefix for prefix in _WRAPPERS if state and all(key.startswith(prefix) for key in state)), None)
+        if prefix is None:
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        changes.append(f"names without their prefix {prefix!r}")
     return state, changes
 
 

@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--seed", type=int, default=0, help="which ones")
         command.add_argument("--first", type=int, default=0, help="number of the first")
         command.add_argument("--only", type=int, help="run this number alone, and show it")
-        command.add_argument("--failures", type=Path, default=Path("attack-failures"), help="folder for what failed")
+        command.add_argument(
+            "--failures", type=Path, default=Path("runs/attack-failures"), help="folder for what failed"
+        )
         command.add_argument("--json", type=Path, help="file for the counts")
     commands.add_parser("planted", help="faults planted on purpose, which have to be found")
     commands.choices["operations"].add_argument(

@@ -73,6 +73,23 @@ def test_help_and_package_import_no_torch():
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_data_that_is_not_there_is_told_at_once(tmp_path, there):
+    """Neither torch nor numpy nor PIL is imported to say so."""
+    folder = tmp_path / "data"
+    if there:
+        folder.mkdir()
+    code = (
+        "import sys, libra_det.cli\n"
+        f"code = libra_det.cli.main(['check', {str(folder)!r}])\n"
+        "heavy = {'torch', 'numpy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'{heavy} imported, exit code {code}' if heavy or code != 2 else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert ("no annotations of split 'train'; looked for" if there else "which does not exist") in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

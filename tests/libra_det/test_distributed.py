@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -99,6 +100,12 @@ def test_two_processes_compute_and_stop_as_one(config, tmp_path):
     assert first["not finite"]["checkpoints"] == ["epoch_0001.pt"]
     names = json.loads((folder / "poisoned" / "non_finite.json").read_text())["file_names"]
     assert len(set(names)) == 2  # those of both processes
+
+    # The run folder was deleted: both say where all that was learned is.
+    (said, *checkpoints), other = results["deleted"]
+    assert [said, *checkpoints] == other
+    assert said.endswith(f"continue with: libra train --output {folder / 'deleted-rescued'} --resume")
+    assert re.fullmatch(r"epoch_0001_step_00000[234]\.pt|epoch_0002\.pt", *checkpoints)
 
     # The second process was killed; torchrun has started both again, from the checkpoint of the first epoch.
     assert output.count("(cpu, 2 processes)") == 2  # of one process, twice

@@ -49,7 +49,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
     file = tmp_path / "new" / "folder" / "proposals.safetensors"
     writer = ProposalWriter(file, images=4, limit=10)
     torch.manual_seed(0)
-    written = {9: torch.rand(10, 4) * 640, 2: torch.zeros(0, 4), 5: torch.rand(3, 4), 7: torch.zeros(0, 4)}
+    corners = torch.rand(13, 2, 2).sort(dim=1).values.flatten(1) * 640  # [13, 4] xyxy
+    written = {9: corners[:10], 2: torch.zeros(0, 4), 5: corners[10:], 7: torch.zeros(0, 4)}
     for image_id, boxes in written.items():
         writer.add(image_id, f"{image_id} ü.jpg", boxes, torch.linspace(1, 0, len(boxes)))
     assert writer.write(model="runs/x") == 13

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from libra_det.config import Config
 from libra_det.data import make_loader
 from libra_det.distributed import World, joined_world
 from libra_det.evaluate import evaluate
+from libra_det.files import NotWritten
 from libra_det.interrupt import Interrupted
 from libra_det.step import NonFiniteLoss
 from libra_det.train import Trainer
@@ -81,6 +83,20 @@ class Runs:
             report["log"] = log_of(trainer.run)
         return report
 
+    def deleted(self, name: str) -> list[str]:
+        """What a run says whose folder the second process deletes, and the checkpoints of the one that is rescued."""
+        trainer = self.trainer(name)
+        if not self.world.is_main:
+            at_step(trainer, 6, lambda: shutil.rmtree(trainer.run))
+        try:
+            trainer.train()
+        except NotWritten as error:
+            said = str(error)
+        self.world.gather(None)
+        rescued = self.folder / f"{name}-rescued"
+        train.resume(rescued, CPU, world=self.world)  # which begins where the other has ended
+        return [said, *(file.name for file in checkpoint_files(rescued))]
+
 
 def at_step(trainer: Trainer, number: int, action) -> None:
     compute = trainer._train_step
@@ -136,6 +152,7 @@ def main(folder: Path, world: World) -> None:
         "not finite": runs.stopped("poisoned", NonFiniteLoss, poison),
     }
     results["reports"] = world.gather(reports)
+    results["deleted"] = world.gather(runs.deleted("deleted"))
     if world.is_main:
         results["log"] = log_of(folder / "whole")
         torch.save(results, folder / "results.pt")

@@ -357,6 +357,7 @@ def test_fake_tensors_of_any_device(device, monkeypatch):
         ({"num_bins": 0}, ValueError, "num_bins: .* >= 1 and <= 64, got 0"),
         ({"num_bins": 65}, ValueError, "num_bins: .* <= 64, got 65"),
         ({"interval": (0.5, 0.5)}, ValueError, "interval: expected low < high"),
+        ({"interval": (0.25,) * 10**5}, ValueError, r"interval: expected .low, high., got .{80}$"),
         ({"interval": 0.5}, ValueError, "interval: expected .low, high., got 0.5"),
         ({"interval": (0.0, float("inf"))}, ValueError, "interval: expected a finite number"),
         ({"max_negatives_per_positive": -1}, ValueError, "max_negatives_per_positive: .* >= 0, got -1"),
