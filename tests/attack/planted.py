@@ -17,7 +17,9 @@ from typing import Any
 import torch
 
 import libra_ops
+from tests.attack.files import containers, pickles, runs, weights
 from tests.attack.files.attack import Attack, Place
+from tests.attack.files.valid import Valid
 from tests.attack.operations import call, overlaps, run
 from tests.attack.table import FAILED, HANDLED
 
@@ -122,6 +124,41 @@ def _files(place: Place) -> dict[str, tuple[Callable[[], None], str]]:
     }
 
 
+def _valid(seeds: Path, files: Valid) -> dict[str, Callable[[Place], Attack]]:
+    """Valid files of each kind, read as hostile ones are: where these are refused, an attack looks at nothing."""
+    data, photo = str(seeds / "data"), str(seeds / "color.png")
+    found = {}
+
+    def add(words: str, *arguments: str, function: Callable[[], None] | None = None) -> None:
+        found[words] = lambda place: Attack("valid", words, arguments, function)
+
+    names = [f"{recipe}{suffix}.pth" for recipe in weights.PUBLISHED for suffix in ("", "-legacy")]
+    for name in (*names, "converted.safetensors", "run", "run/checkpoints/epoch_0001.pt"):
+        add(name, "predict", str(seeds / name), photo, "--json", "found.json")
+    for name in files.images:
+        if not name.startswith("float"):
+            add(name, "predict", str(seeds / "tiny_plain.pth"), str(seeds / name), "--output", "drawn")
+    add("voc", "check", str(seeds / "voc"))
+    add("data", "check", data)
+    add("data that is evaluated", "eval", str(seeds / "tiny_plain.pth"), "--data", data, "--output", "evaluation")
+    more = ("--data", data, "--epochs", "1", "--output", "run")
+    add("backbone.safetensors", "train", "--weights", str(seeds / "backbone.safetensors"), *more)
+    proposals = str(seeds / "proposals.safetensors")
+    regions = ("--proposals", proposals, "--eval-proposals", proposals, "--eval-split", "train")
+    add("proposals that are trained with", "train", "--recipe", "tiny_fast", *regions, *more)
+    add("proposals", function=lambda: runs.read_proposals(proposals, data))
+    rewritten: dict[str, bytes] = {}
+    program = pickles.program(pickles.value(torch.load(seeds / "run/checkpoints/epoch_0001.pt"), rewritten))
+    archive = containers.zip_file(program, rewritten)
+
+    def checkpoint(place: Place) -> Attack:
+        (place.folder / "epoch_0001.pt").write_bytes(archive)
+        return Attack("valid", "checkpoint", ("predict", "epoch_0001.pt", photo, "--json", "found.json"))
+
+    found["a checkpoint that is written by hand"] = checkpoint
+    return found
+
+
 def missed_operations() -> list[str]:
     """Planted faults of operations that were not found."""
     missed = []
@@ -153,17 +190,10 @@ def missed_files() -> list[str]:
             expected = _files(Place(Path(), Path(), Path()))[name][1]
             if outcome.verdict != FAILED or not re.match(expected, outcome.cause):
                 missed.append(f"reader that {name}: {outcome.verdict} {outcome.cause}")
-        for number, file in enumerate(("tiny_faster.pth", "tiny_retina-legacy.pth", "converted.safetensors", "run")):
-            arguments = (
-                "predict",
-                str(attacker.seeds / file),
-                str(attacker.seeds / "color.png"),
-                "--json",
-                "found.json",
-            )
-            outcome = attacker.attempt(lambda place, a=arguments: Attack("valid", file, a), 100 + number)  # noqa: B023
+        for number, (words, make) in enumerate(_valid(attacker.seeds, attacker.valid).items(), start=100):
+            outcome = attacker.attempt(make, number)
             if outcome.verdict != HANDLED:
-                missed.append(f"{file}, which is valid: {outcome.verdict} {outcome.cause}\n{outcome.details}")
+                missed.append(f"{words}, which is valid: {outcome.verdict} {outcome.cause}\n{outcome.details}")
     return missed
 
 

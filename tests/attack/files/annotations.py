@@ -55,11 +55,12 @@ def coco(draw: Draw, files: Valid, place: Place) -> Attack:
     write_data(folder, content)
     for name in ("train_0.png", "train_1.png"):
         (folder / name).write_bytes(files.bytes[f"data/{name}"])
-    if draw.chance(0.2):
+    much = words.startswith("many ")  # honest work for minutes, if not with `check`
+    if not much and draw.chance(0.2):
         weights = str(files.folder / "tiny_plain.pth")
         arguments = ("eval", weights, "--data", "data", "--split", "train", "--workers", "0", "--output", "evaluation")
         return Attack("COCO JSON", words, arguments)
-    if draw.chance(0.1):
+    if not much and draw.chance(0.1):
         arguments = (
             "train",
             "--data",

@@ -115,16 +115,16 @@ def proposals(draw: Draw, files: Valid, place: Place) -> Attack:
             "run",
         )
         return Attack("proposals", words, arguments)
-    return Attack("proposals", words, function=lambda: _read_proposals(data))
+    return Attack("proposals", words, function=lambda: read_proposals("p.safetensors", data))
 
 
-def _read_proposals(data: str) -> None:
+def read_proposals(name: str, data: str) -> None:
     from libra_det.config import DataConfig
     from libra_det.data import load_annotations
     from libra_det.data.proposal_file import ProposalFile
 
     images = load_annotations(DataConfig(data=data), "train").images
-    file = ProposalFile("p.safetensors")
+    file = ProposalFile(name)
     file.check(images, "train")
     most = file.most(images)
     assert 0 <= most < 10**9, f"{most} proposals at most"

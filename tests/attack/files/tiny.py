@@ -142,19 +142,31 @@ def write_voc(folder: Path, split: str, images: int) -> None:
     (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(stems + "\n")
 
 
-META_CONFIG = """
+def meta_config(model: ModelConfig) -> str:
+    """The Python text of a published file's meta, as mmdetection keeps it, which changes nothing."""
+    neck = "dict(type='FPN')"
+    if model.pyramid != "none":
+        neck += f", dict(type='BFP', refine_level={model.refine_level}, refine_type='non_local')"
+    if model.detector == "retinanet":
+        anchors = "octave_base_scale=8, scales_per_octave=3, strides=[8, 16, 32, 64, 128]"
+        head = f"bbox_head=dict(anchor_generator=dict({anchors}))"
+        test = "test_cfg=dict(nms_pre=10, score_thr=0.0, max_per_img=3)"
+    else:
+        head = "rpn_head=dict(anchor_generator=dict(scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]))"
+        test = "test_cfg=dict(rpn=dict(nms_pre=10, max_per_img=10), rcnn=dict(score_thr=0.0, max_per_img=3))"
+    kind = "RetinaNet" if model.detector == "retinanet" else "FasterRCNN"
+    return f"""
 model = dict(
-    type='FasterRCNN',
+    type='{kind}',
     backbone=dict(type='ResNet', depth=50, style='pytorch'),
-    neck=[dict(type='FPN'), dict(type='BFP', refine_level=2, refine_type='non_local')],
-    rpn_head=dict(anchor_generator=dict(scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64])),
-    test_cfg=dict(rpn=dict(nms_pre=10, max_per_img=10), rcnn=dict(score_thr=0.0, max_per_img=3)))
+    neck=[{neck}],
+    {head},
+    {test})
 test_pipeline = [dict(type='Resize', img_scale=(48, 32), keep_ratio=True), dict(type='Pad', size_divisor=32)]
 """
-"""As mmdetection keeps it in a checkpoint's meta."""
 
 
-def published(state: dict[str, Tensor], **meta: Any) -> dict[str, Any]:
+def published(config: Config, state: dict[str, Tensor]) -> dict[str, Any]:
     """The content of a published file."""
     names = tuple(category["name"] for category in CATEGORIES)
-    return {"meta": {"CLASSES": names, "config": META_CONFIG, **meta}, "state_dict": OrderedDict(state)}
+    return {"meta": {"CLASSES": names, "config": meta_config(config.model)}, "state_dict": OrderedDict(state)}

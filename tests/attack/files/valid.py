@@ -47,8 +47,8 @@ def make(folder: Path) -> None:
     tiny.write_voc(voc, "val", 1)
     for name, config in configs.items():
         state = tiny.state_of(config)
-        torch.save(tiny.published(state), folder / f"{name}.pth")
-        torch.save(tiny.published(state), folder / f"{name}-legacy.pth", _use_new_zipfile_serialization=False)
+        torch.save(tiny.published(config, state), folder / f"{name}.pth")
+        torch.save(tiny.published(config, state), folder / f"{name}-legacy.pth", _use_new_zipfile_serialization=False)
     backbone = {key: value.clone() for key, value in tiny.TinyResNet().state_dict().items()}
     torch.save(backbone, folder / "backbone.pth")
     (folder / "backbone.safetensors").write_bytes(save(backbone))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.attack.files import containers, pickles, valid
+from tests.attack.files import containers, pickles, tiny, valid
 from tests.attack.files.attack import Attack, Place
 from tests.attack.files.bombs import draw_bomb, draw_claim
 from tests.attack.files.mutate import damaged
@@ -196,7 +196,7 @@ def _hostile_names(draw: Draw, programs: dict[str, bytes], state: dict[str, Tens
 
 def configuration(draw: Draw, files: Valid, place: Place) -> Attack:
     """The Python text in a published file's meta."""
-    text = dict(_configurations(draw, place))
+    text = dict(_configurations(draw, place, tiny.meta_config(files.configs["tiny_faster"].model)))
     what = draw.choice(list(text))
     meta: dict[str, Any] = {draw.choice(("config", "cfg")): text[what]}
     if what == "classes":
@@ -207,9 +207,7 @@ def configuration(draw: Draw, files: Valid, place: Place) -> Attack:
     return used(draw, "W.pth", files, "configuration", what)
 
 
-def _configurations(draw: Draw, place: Place) -> list[tuple[str, str]]:
-    from tests.attack.files.tiny import META_CONFIG
-
+def _configurations(draw: Draw, place: Place, text_of_faster: str) -> list[tuple[str, str]]:
     doubled = "a0 = ['x', 'x']\n" + "".join(f"a{k} = [a{k - 1}, a{k - 1}]\n" for k in range(1, 41))
     pairs = "a0 = dict(type='Resize')\n" + "".join(f"a{k} = dict(a=a{k - 1}, b=a{k - 1})\n" for k in range(1, 41))
     doubled_field, touch = draw.choice(("ratios", "scales", "strides")), f"touch {place.canary}"
@@ -234,8 +232,8 @@ def _configurations(draw: Draw, place: Place) -> list[tuple[str, str]]:
             doubled + f"model = dict(rpn_head=dict(anchor_generator=dict({doubled_field}=a40)))\n",
         ),
         ("dictionaries that name themselves 40 times", pairs + "test_pipeline = [a40]\nmodel = dict()\n"),
-        (f"{field.split('=')[0]} = {words}", META_CONFIG.replace(field, f"{field.split('=')[0]}={value}")),
-        ("damaged", damaged(draw, META_CONFIG.encode())[0].decode("latin1")),
+        (f"{field.split('=')[0]} = {words}", text_of_faster.replace(field, f"{field.split('=')[0]}={value}")),
+        ("damaged", damaged(draw, text_of_faster.encode())[0].decode("latin1")),
         (
             "calls",
             f"import os\nmodel = os.system({touch!r})\nx = __import__('os').system({touch!r})\n",
