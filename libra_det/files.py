@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,26 +34,39 @@ def whole_file(file: Path, *, needed: int | None = None, durable: bool = False) 
     """A context to write a file in: yields the path to write to, which becomes `file` when the context ends well.
 
     Args:
-        file: in a folder that exists; a file of that name is replaced.
+        file: in a folder that exists; a file of that name is replaced. A link stays, and what it leads to is replaced.
+            What is no regular file, such as a pipe or /dev/null, stays too, and is given the content at the end.
         needed: bytes that it will have, for the message when there is no room.
-        durable: wait until the disk has it, so that it survives a loss of power too.
+        durable: wait until the disk has it, so that it survives a loss of power too. A disk that then refuses to
+            confirm the file's name is no error, as the file is written.
 
     Raises:
         NotWritten: the system refused; `file` is as it was before. Also for an error of safetensors that tells so.
         PermissionError, IsADirectoryError, ...: the name was not one to write to.
     """
-    unfinished = file.with_name(f"{file.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    if _is_special(file):
+        with writing(file, needed), tempfile.TemporaryDirectory() as folder:
+            content = Path(folder, "content")
+            yield content
+            with open(content, "rb") as source, open(file, "wb") as target:
+                shutil.copyfileobj(source, target)
+        return
+    target = Path(os.path.realpath(file)) if file.is_symlink() else file
+    unfinished = target.with_name(f"{target.name[:40]}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
     with writing(file, needed):
         try:
             unfinished.touch(exist_ok=False)
             mode = stat.S_IMODE(unfinished.stat().st_mode)
             yield unfinished
-            unfinished.chmod(mode)  # as this user's files are; safetensors makes private ones
+            if stat.S_IMODE(unfinished.stat().st_mode) != mode:  # safetensors makes private files
+                with contextlib.suppress(OSError):  # some file systems know no modes
+                    unfinished.chmod(mode)
             if durable:
                 _sync(unfinished)
-            os.replace(unfinished, file)
+            os.replace(unfinished, target)
             if durable and os.name == "posix":  # the new name itself; Windows has no such call
-                _sync(file.parent)
+                with contextlib.suppress(OSError):
+                    _sync(target.parent)
         except BaseException:
             with contextlib.suppress(OSError):
                 unfinished.unlink()  # before the message tells how much is free
@@ -61,7 +75,10 @@ def whole_file(file: Path, *, needed: int | None = None, durable: bool = False) 
 
 @contextlib.contextmanager
 def whole_stream(file: Path, *, needed: int | None = None, durable: bool = False) -> Iterator[BinaryIO]:
-    """The same with a stream to write to. What it met counts, also where the writer makes another error of it."""
+    """A context to write a file in, as `whole_file`, that yields a stream.
+
+    An error that the stream met is raised, also where the writer makes another error of it.
+    """
     with whole_file(file, needed=needed, durable=durable) as unfinished:
         raw = _Recorder(unfinished, "wb")
         stream = io.BufferedWriter(raw)
@@ -83,12 +100,12 @@ def write_bytes(file: Path, content: bytes, *, durable: bool = False) -> None:
 
 
 def write_text(file: Path, text: str, *, durable: bool = False) -> None:
-    """The same for a text, in UTF-8."""
+    """Write a file with this text, in UTF-8 and in one step. Raises as `whole_file`."""
     write_bytes(file, text.encode(), durable=durable)
 
 
 def write_json(file: Path, value: Any) -> None:
-    """The same for a value as JSON."""
+    """Write a file with this value as JSON, in one step. Raises as `whole_file`."""
     write_text(file, json.dumps(value, indent=2) + "\n")
 
 
@@ -105,13 +122,13 @@ class GrowingFile:
         file: which is made if it is missing.
 
     Raises:
-        NotWritten: the system refused, and the file is as it was before.
+        NotWritten: the system refused, and the file is as it was before; or it is a link or no regular file.
     """
 
     def __init__(self, file: Path) -> None:
         self.file = file
         with writing(file):
-            self._raw = open(file, "ab", buffering=0)
+            self._raw = open(file, "ab", buffering=0, opener=lambda name, flags: open_regular(Path(name), flags))
 
     def write(self, content: bytes) -> None:
         with writing(self.file, len(content)):
@@ -127,6 +144,28 @@ class GrowingFile:
     def close(self) -> None:
         with writing(self.file):
             self._raw.close()
+
+
+def open_regular(file: Path, flags: int) -> int:
+    """A descriptor of a regular file, as `os.open` gives it.
+
+    Raises:
+        NotWritten: the name is that of a link, whose target may be anything of the user's, or of no regular file.
+    """
+    check_regular(file)
+    never = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # follow a link, or wait for a pipe's reader
+    return os.open(file, flags | never, 0o666)
+
+
+def check_regular(file: Path) -> None:
+    """Raises NotWritten if something has this name that is no regular file, such as a link. None is well."""
+    try:
+        mode = os.lstat(file).st_mode
+    except OSError:
+        return
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a folder is another error
+        what = "a link" if stat.S_ISLNK(mode) else "no regular file"
+        raise NotWritten(f"{file}: is {what}; expected a file that only `libra train` writes, so remove it")
 
 
 @contextlib.contextmanager
@@ -174,7 +213,8 @@ def free_bytes(path: Path) -> int | None:
     path = path.absolute()
     for folder in (path, *path.parents):
         with contextlib.suppress(OSError):
-            return shutil.disk_usage(folder).free
+            usage = shutil.disk_usage(folder)
+            return usage.free if usage.total > 0 else None  # some file systems do not tell, and say 0 of 0
     return None
 
 
@@ -184,6 +224,15 @@ def size_text(size: int) -> str:
         if size >= bytes_of_unit:
             return f"{size / bytes_of_unit:.1f} {unit}"
     return f"{size} bytes"
+
+
+def _is_special(file: Path) -> bool:
+    """Whether there is something that is neither a regular file nor a folder: a pipe, a terminal, /dev/null."""
+    try:
+        mode = os.stat(file).st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 class _Recorder(io.FileIO):

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from libra_det.files import GrowingFile, NotWritten, make_folder, write_text
+from libra_det.files import GrowingFile, NotWritten, check_regular, make_folder, write_text
 from libra_det.interrupt import drop_lost_terminal
 from libra_det.plain_json import parse_json
 
@@ -179,6 +179,7 @@ def _open_log(file: Path, first_step: int) -> tuple[GrowingFile, set[int]]:
 
     Also the steps of the evaluations that it holds.
     """
+    check_regular(file)
     kept, evaluated = [], set()
     for line in file.read_text(errors="replace").splitlines() if file.exists() else []:
         try:

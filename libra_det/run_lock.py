@@ -1,7 +1,8 @@
 """A run folder belongs to one process at a time: RUN/lock says to which, and a dead process's lock is taken over.
 
 The file is JSON: host, pid, process_start (clock ticks after the host's start, by which a number that is given to
-another process later is told apart), boot_id (of the host's start) and started, for people.
+another process later is told apart), boot_id (of the host's start), pid_namespace (in which the pid counts: containers
+have their own, and often one host name) and started, for people.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -16,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from libra_det.files import writing
+from libra_det.files import UNFINISHED, open_regular, writing
 
 try:
     import fcntl
@@ -39,16 +41,16 @@ class RunLock:
     """Holds a run folder until it is released, or this process is gone.
 
     The owner is dead if it was of this host and its process is gone, or its host has started again since; or if it was
-    of another host and the file is older than `DEAD_AFTER`. Judging and writing are one step for all that look at the
-    same time, by a lock of the operating system on the file; on a file system without such locks, the last to write
-    within half a second of another is the owner.
+    of another host or container and the file is older than `DEAD_AFTER`. Judging and writing are one step for all that
+    look at the same time, by a lock of the operating system on the file; on a file system without such locks, the last
+    to write within half a second of another is the owner.
 
     Args:
         run: the run folder, which exists.
 
     Raises:
         RunLocked: a living process has it; the message names it.
-        NotWritten: the lock could not be written.
+        NotWritten: the lock could not be written, or something that is no regular file has its name.
     """
 
     def __init__(self, run: Path) -> None:
@@ -71,6 +73,17 @@ class RunLock:
             if _content(descriptor) == self._text:
                 self._file.unlink()
 
+    def still_mine(self) -> bool:
+        """Whether no other process has taken the folder over, as after a long suspension of this one.
+
+        True where nobody can tell, and where somebody has merely removed the file.
+        """
+        try:
+            with _opened(self._file, os.O_RDONLY) as descriptor:
+                return _content(descriptor) == self._text
+        except OSError:
+            return True
+
     def __enter__(self) -> RunLock:
         return self
 
@@ -84,7 +97,7 @@ class RunLock:
             if not _is_at(descriptor, self._file):
                 return False
             owner = _owner(_content(descriptor))
-            if owner is not None and is_alive(owner, time.time() - os.fstat(descriptor).st_mtime):
+            if owner is not None and is_alive(owner, _now(self._file) - os.fstat(descriptor).st_mtime):
                 raise RunLocked(self._refusal(owner))
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
@@ -102,7 +115,7 @@ class RunLock:
         who = f"process {owner['pid']} on {owner['host']} has had it since {owner['started']}" if owner else "another"
         return (
             f"{self.run}: another process trains in this run folder ({who}); wait for its end, or stop it, or choose "
-            "another --output"
+            f"another --output; if that process is gone, remove {self.run / LOCK}"
         )
 
     def _give_signs_of_life(self) -> None:
@@ -120,7 +133,8 @@ def is_alive(owner: dict[str, Any], age: float) -> bool:
         age: seconds since its last sign of life.
     """
     here = _this_process()
-    if owner["host"] != here["host"] or os.name != "posix":
+    elsewhere = owner["host"] != here["host"] or owner.get("pid_namespace") != here["pid_namespace"]
+    if elsewhere or os.name != "posix":
         return age < DEAD_AFTER
     if None not in (owner["boot_id"], here["boot_id"]) and owner["boot_id"] != here["boot_id"]:
         return False
@@ -137,7 +151,9 @@ def is_alive(owner: dict[str, Any], age: float) -> bool:
 
 
 def _this_process() -> dict[str, Any]:
-    boot_id = None
+    boot_id = pid_namespace = None
+    with contextlib.suppress(OSError):
+        pid_namespace = os.readlink("/proc/self/ns/pid")
     with contextlib.suppress(OSError):
         boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return {
@@ -145,6 +161,7 @@ def _this_process() -> dict[str, Any]:
         "pid": os.getpid(),
         "process_start": _process(os.getpid())[1],
         "boot_id": boot_id,
+        "pid_namespace": pid_namespace,
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
@@ -172,7 +189,7 @@ def _owner(text: str) -> dict[str, Any] | None:
 @contextlib.contextmanager
 def _opened(file: Path, flags: int) -> Iterator[int]:
     """A descriptor; what `_lock` has locked is free again when it is closed."""
-    descriptor = os.open(file, flags, 0o666)
+    descriptor = open_regular(file, flags)
     try:
         yield descriptor
     finally:
@@ -186,6 +203,19 @@ def _lock(descriptor: int) -> bool:
     except (OSError, AttributeError):
         return False
     return True
+
+
+def _now(file: Path) -> float:
+    """The time by the clock that dates a file: a file server's, which may differ from this host's."""
+    probe = file.with_name(f"{file.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+    try:
+        probe.touch(exist_ok=False)
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 def _is_at(descriptor: int, file: Path) -> bool:

@@ -6,6 +6,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -24,6 +25,8 @@ from libra_det.files import (
     write_text,
     writing,
 )
+
+posix = pytest.mark.skipif(os.name != "posix", reason="limits, links and pipes of POSIX")
 
 
 def refuse(code: int):
@@ -95,6 +98,55 @@ def test_the_mode_is_that_of_the_users_files(tmp_path):
     assert modes[0] == modes[1]
 
 
+def test_a_file_system_without_modes(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "chmod", refuse(errno.EPERM))
+    with whole_file(tmp_path / "weights") as unfinished:
+        save_file({"a": torch.zeros(3)}, unfinished)
+    write_text(tmp_path / "text", "text")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["text", "weights"]
+
+
+@posix
+def test_a_name_that_the_disk_does_not_confirm_is_written(tmp_path, monkeypatch):
+    sync = files._sync
+    monkeypatch.setattr(files, "_sync", lambda path: refuse(errno.EIO)() if path.is_dir() else sync(path))
+    write_text(tmp_path / "a.txt", "new", durable=True)
+    assert (tmp_path / "a.txt").read_text() == "new"
+
+
+@posix
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to("elsewhere/file")
+    for text in ("first", "second"):  # the target is missing, then there
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "elsewhere" / "file").read_text() == text
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+@posix
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_pipe_is_given_the_content_and_stays(tmp_path, linked):
+    pipe = file = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    if linked:
+        file = tmp_path / "link"
+        file.symlink_to(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(file, "text", durable=True)
+    assert os.read(reader, 100) == b"text" and pipe.is_fifo()
+    os.close(reader)
+
+
+@posix
+def test_a_growing_file_is_no_link(tmp_path):
+    (tmp_path / "precious").write_text("a user's")
+    (tmp_path / "log").symlink_to("precious")
+    with pytest.raises(NotWritten, match="log: is a link"):
+        GrowingFile(tmp_path / "log")
+    assert (tmp_path / "precious").read_text() == "a user's"
+
+
 LIMITED = """
 import resource, sys
 from pathlib import Path
@@ -124,7 +176,7 @@ except NotWritten as error:
 """
 
 
-@pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
+@posix
 @pytest.mark.parametrize("kind", ["torch", "safetensors", "bytes", "growing"])
 def test_a_real_limit_is_told_whoever_writes(tmp_path, kind):
     """EFBIG of the system, met by PyTorch's C++, by safetensors' Rust, and by Python."""
@@ -149,10 +201,12 @@ def test_a_growing_file_grows(tmp_path):
 
 
 def test_room_is_looked_at_before(tmp_path, monkeypatch):
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2_000_000, total=10**12))
     check_room(tmp_path / "not" / "there", 2_000_000, "two checkpoints")
     with pytest.raises(NotWritten, match=r"2\.5 GB are needed for two checkpoints, and 2\.0 MB are free"):
         check_room(tmp_path, 2_500_000_000, "two checkpoints")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0, total=0))  # which is unknown, not full
+    check_room(tmp_path, 2_500_000_000, "two checkpoints")
 
 
 def test_sizes_are_readable():

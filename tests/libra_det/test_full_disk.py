@@ -69,7 +69,7 @@ def test_room_for_two_checkpoints_is_looked_at_first(tiny_config, tmp_path, caps
     monkeypatch.setattr(cli, "recipe", lambda name: replace(tiny_config(epochs=3), recipe=name))
     run = tmp_path / "run"
     new = ["train", "--output", str(run), "--device", "cpu"]
-    free = SimpleNamespace(free=0)
+    free = SimpleNamespace(free=0, total=10**12)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
     assert cli.main(new) == 1
     error = capsys.readouterr().err

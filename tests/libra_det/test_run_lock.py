@@ -10,6 +10,7 @@ import time
 import pytest
 
 from libra_det import run_lock
+from libra_det.files import NotWritten
 from libra_det.run_lock import RunLock, RunLocked, is_alive
 
 posix = pytest.mark.skipif(os.name != "posix", reason="processes and locks of POSIX")
@@ -46,7 +47,9 @@ def of(owner: dict, **changes) -> dict:
 def test_there_is_one_owner_until_it_ends(tmp_path):
     lock = RunLock(tmp_path)
     assert lock_of(tmp_path)["pid"] == os.getpid()
-    with pytest.raises(RunLocked, match=rf"process {os.getpid()} on .* has had it since 2.*; wait for its end"):
+    with pytest.raises(
+        RunLocked, match=rf"process {os.getpid()} on .* has had it since 2.*; wait for its end.*remove .*lock$"
+    ):
         RunLock(tmp_path)
     lock.release()
     assert list(tmp_path.iterdir()) == []
@@ -116,6 +119,8 @@ def test_who_is_alive(tmp_path):
     if own["boot_id"] is not None:
         assert not is_alive(of(own, boot_id="another"), age=0)  # before the host was started again
     other = of(own, host="another")
+    container = of(own, pid=ended.pid, pid_namespace="pid:[7]")  # on this host, and by its host name too
+    assert is_alive(container, age=14 * 60) and not is_alive(container, age=16 * 60)
     assert is_alive(other, age=14 * 60) and is_alive(other, age=-60) and not is_alive(other, age=16 * 60)
 
 
@@ -131,8 +136,51 @@ def test_another_hosts_lock_is_judged_by_its_last_sign_of_life(tmp_path):
         assert lock_of(tmp_path)["pid"] == os.getpid()
 
 
+@posix
+def test_the_age_is_by_the_clock_of_the_file_system(tmp_path, monkeypatch):
+    with RunLock(tmp_path):
+        own = lock_of(tmp_path)
+    (tmp_path / "lock").write_text(json.dumps(of(own, host="another", pid=7)))
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)  # this host's is an hour ahead
+    with pytest.raises(RunLocked):
+        RunLock(tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["lock"]
+
+
+def test_an_owner_knows_whether_it_was_taken_over(tmp_path):
+    with RunLock(tmp_path) as lock:
+        assert lock.still_mine()
+        (tmp_path / "lock").write_text("another's by now")
+        assert not lock.still_mine()
+        (tmp_path / "lock").unlink()
+        assert lock.still_mine()  # nobody has it
+
+
+@posix
+@pytest.mark.parametrize("kind", ["a link", "no regular file"])
+def test_what_is_no_regular_file_is_left_alone(tmp_path, kind):
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    precious.write_text("a user's")
+    run.mkdir()
+    if kind == "a link":
+        (run / "lock").symlink_to(precious)
+    else:
+        os.mkfifo(run / "lock")
+    with pytest.raises(NotWritten, match=f"lock: is {kind}; expected a file that only `libra train` writes"):
+        RunLock(run)
+    assert precious.read_text() == "a user's"
+
+
 def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
+    looks = []
+
+    def content(descriptor, read=run_lock._content):
+        looks.append(descriptor)
+        return read(descriptor)
+
     monkeypatch.setattr(run_lock, "TOUCHED_EVERY", 0.02)
+    monkeypatch.setattr(run_lock, "_content", content)
     with RunLock(tmp_path):
         os.utime(tmp_path / "lock", (1000, 1000))
         deadline = time.monotonic() + 20
@@ -141,7 +189,10 @@ def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
             time.sleep(0.01)
         (tmp_path / "lock").write_text("another's by now")
         os.utime(tmp_path / "lock", (1000, 1000))
-        time.sleep(0.2)
+        looked = len(looks)
+        while len(looks) < looked + 3:  # the third begins when the second, which saw another's lock, is over
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
         assert (tmp_path / "lock").stat().st_mtime == 1000
     assert (tmp_path / "lock").read_text() == "another's by now"  # which is not this one's to remove
 
