@@ -41,6 +41,7 @@ _TENSORS = {
 }
 _LONGEST_NAME = 10_000  # bytes of a file name, so that a file of many names takes no more memory than one of images
 _FARTHEST = 1e7  # pixels from the corner of any image; farther away boxes are nonsense, and would become infinite
+_LONGEST_HEADER = 2**20  # bytes; five tensors and what they come from take less than a thousandth
 _SHOWN = 5  # images that a message names
 _HOW = "`libra proposals RUN --split SPLIT --output FILE` computes them"
 
@@ -222,6 +223,7 @@ class ProposalFile:
         return f"it holds {len(self._place)} images ({', '.join(facts)})"
 
     def _open(self) -> None:
+        _check_header(self.file)
         self._stream = safe_open(self.file, framework="numpy")
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,6 +233,17 @@ class ProposalFile:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._open()
+
+
+def _check_header(file: Path) -> None:
+    """A ValueError if the header is longer than any that is written: safetensors takes kilobytes for each tensor of it.
+
+    A safetensors file begins with 8 bytes that tell its length.
+    """
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"its header has {length} bytes, more than the {_LONGEST_HEADER} that one may have")
 
 
 def _some(images: Sequence[ImageRecord], name: Callable[[ImageRecord], str]) -> str:
