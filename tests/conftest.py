@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import signal
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -37,6 +38,14 @@ def _own_compile_cache() -> None:
     files = [*sorted(package.glob("*.py")), *sorted(package.glob("_C*.so"))]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
     torch.compiler.config.cache_key_tag = f"libra_ops {digest}"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _signals_of_a_terminal() -> None:
+    """Tests send SIGINT and SIGHUP, which a shell's background jobs and nohup ignore, and so would all processes here."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
