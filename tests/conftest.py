@@ -42,7 +42,7 @@ def _own_compile_cache() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_of_a_terminal() -> None:
-    """Tests send SIGINT and SIGHUP, which a shell's background jobs and nohup ignore, and so would all processes here."""
+    """Tests send SIGINT and SIGHUP, which jobs in the background and `nohup` ignore."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
