@@ -67,7 +67,9 @@ def topk_per_level(
         raise ValueError(
             f"level_sizes: expected a sum of {scores.shape[1]} (scores is {_checks.describe(scores)}), got {sum(sizes)}"
         )
-    if threshold is not None and _checks.to_number("threshold", threshold) not in (math.inf, -math.inf):
+    if threshold is not None:
+        _checks.to_number("threshold", threshold)  # a tensor cannot be compared
+    if threshold is not None and threshold not in (math.inf, -math.inf):
         threshold = _checks.check_number("threshold", threshold, -math.inf)
     if torch.compiler.is_compiling():
         return _op(scores.detach(), sizes, k, threshold)

@@ -182,6 +182,9 @@ def test_errors_name_the_argument(arguments, error, message):
         topk_per_level(*arguments)
     with pytest.raises(ValueError, match="threshold: expected a finite number"):
         topk_per_level(SCORES, [6], 1, threshold=math.nan)
+    for huge in (10**400, 10**5000):
+        with pytest.raises(ValueError, match="threshold: expected a finite number"):
+            topk_per_level(SCORES, [6], 1, threshold=huge)
     with pytest.raises(TypeError, match="threshold: expected a number, got Tensor"):
         topk_per_level(SCORES, [6], 1, threshold=torch.ones(2))
 
