@@ -35,7 +35,8 @@ _TWIN = 0.2  # share of the calls that return which are compared with their twin
 _LONGEST_MESSAGE = 400
 _MEMORY = re.compile(
     r"not enough memory|can't allocate memory|bad_alloc|[Ss]torage size calculation overflowed|"
-    r"integer multiplication overflow|array is too big|Unable to allocate|too large|API call failed"
+    r"integer multiplication overflow|array is too big|expected at most 2\^31|"
+    r"Unable to allocate|too large|API call failed"
 )
 _ONCE = re.compile(r"differentiable once only|does not require grad|not have been used in the graph")
 
