@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from libra_det.data.image_tags import limit_tags
 from libra_det.file_names import is_file
 from libra_det.terminal import short
 
@@ -59,6 +60,7 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
+limit_tags()
 
 
 class ImageHeader(NamedTuple):

@@ -3,6 +3,7 @@
 import io
 import random
 import resource
+import struct
 import time
 import warnings
 import zlib
@@ -15,6 +16,7 @@ from PIL import EpsImagePlugin, Image
 from libra_det.data import check_data, load_image
 from libra_det.data.image_file import MOST_PIXELS, image_header
 from libra_det.photos import is_drawing
+from tests.attack.children import MB, idle_memory, run_forked
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 40 30\n%%EndComments\n(ran) print\n%%EOF\n"
 
@@ -52,6 +54,39 @@ def test_promises_of_many_pixels_are_refused(tmp_path, content):
     assert not is_drawing(file)
     assert time.perf_counter() - start < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024  # KiB
+
+
+def tags_of_the_same_bytes(start: int, first: list[tuple[int, int, int, int]] = ()) -> bytes:
+    """A TIFF directory that begins at byte `start`: `first`, then 5000 tags that all share half a megabyte."""
+    tags = [*first, *((tag, 1, 500_000, 8) for tag in range(40_000, 45_000))]
+    entries = b"".join(struct.pack("<HHLL", *tag) for tag in tags)
+    return b"II*\0" + struct.pack("<L", start) + bytes(start - 8) + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+def test_tags_of_the_same_bytes_take_no_more_memory_than_the_file(tmp_path, kind):
+    """They took up to 5 GiB and 11 seconds."""
+    file = tmp_path / "a.jpg"
+    if kind == "TIFF":  # one pixel, at byte 8
+        shape = [(256, 3, 1, 1), (257, 3, 1, 1), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+        file.write_bytes(tags_of_the_same_bytes(500_008, [*shape, (279, 4, 1, 1)]))
+    else:
+        Image.new("RGB", (16, 16)).save(file, kind, exif=b"Exif\0\0" + tags_of_the_same_bytes(500_008))
+
+    def read() -> int:
+        image_header(file)
+        load_image(file)
+        return 0
+
+    ended = run_forked(read, seconds=60, address_space=None, idle=idle_memory())
+    assert ended.code == 0, ended
+    assert ended.grown < 100 * MB
+
+
+def test_a_turned_photo_with_a_tag_beyond_its_end_is_turned(tmp_path):
+    exif = struct.pack("<H HHLL HHLL L", 2, 0x0112, 3, 1, 6, 40_000, 1, 10**6, 8, 0)
+    Image.new("RGB", (16, 8)).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\x08\0\0\0" + exif)
+    assert image_header(tmp_path / "a.jpg").displayed == (8, 16)
 
 
 def test_a_large_picture_is_read_in_little_more_than_its_own_memory(tmp_path):
