@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from libra_det.data.image_tags import limit_tags
 from libra_det.file_names import is_file
 from libra_det.terminal import short
 
@@ -21,15 +22,15 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "WEBP", "TIFF")
 Of its other formats Pillow runs a program for some, such as Ghostscript for an EPS file that is called x.jpg.
 """
 
-MOST_PIXELS = 89_478_485
-"""Images with more are refused, before they are decoded. It is the number from which on Pillow warns.
+MOST_PIXELS = 178_956_970
+"""Images with more are refused, before they are decoded. It is the number from which on Pillow refuses, too.
 
-So many take less than a gigabyte. WebP's decoder holds a picture several times: half as many are read of it.
+A camera's 102 million are read. So many as this take 1.3 GB, and 2.0 GB if they are a progressive JPEG to be turned.
 """
 
-_TOO_LARGE = (
-    f"has more pixels than are read ({MOST_PIXELS}, of WebP half as many); cut it into parts or make it smaller"
-)
+_MOST_WEBP = 44_739_242  # WebP's decoder holds a picture several times
+
+_TOO_LARGE = f"has more pixels than are read ({MOST_PIXELS}, of WebP a quarter); cut it into parts or make it smaller"
 _ORIENTATION = 0x0112  # the EXIF tag
 TRANSPOSING = (5, 6, 7, 8)  # its values that exchange width and height
 
@@ -59,6 +60,7 @@ class _Quiet:
 
 
 _QUIET = _Quiet()
+limit_tags()
 
 
 class ImageHeader(NamedTuple):
@@ -122,7 +124,7 @@ def open_image(file: Path) -> Image.Image:
         raise ValueError(f"{file}: is no image that can be read ({why})") from error
     except Exception as error:  # a damaged file can make Pillow raise anything
         raise ValueError(f"{file}: is no image that can be read ({reason(error, file)})") from error
-    if image.width * image.height > MOST_PIXELS // (2 if image.format == "WEBP" else 1):
+    if image.width * image.height > (_MOST_WEBP if image.format == "WEBP" else MOST_PIXELS):
         image.close()
         raise ValueError(f"{file}: {_TOO_LARGE}")
     return image
