@@ -98,9 +98,14 @@ def save_checkpoint(checkpoint: Checkpoint, run: Path, keep: int = 0) -> Path:
     except OSError as error:
         newest = next(reversed(checkpoint_files(run)), None)
         there = f"The checkpoint before it, {newest.name}, is intact" if newest else "There is no checkpoint before it"
-        raise NotWritten(f"{error}. {there}; when there is room, continue with: {resume_command(run)}") from error
+        begun = newest is not None or (run / "config.json").exists()
+        how = f"continue with: {resume_command(run)}" if begun else "start again"
+        raise NotWritten(f"{error}. {there}; when there is room, {how}") from error
     for other in _superfluous([other for other in checkpoint_files(run) if _position(other) <= _position(file)], keep):
-        other.unlink(missing_ok=True)
+        try:
+            other.unlink(missing_ok=True)
+        except OSError as error:
+            warn(f"{other}: could not be removed ({error.strerror or error}); it is not needed any more")
     return file
 
 
@@ -123,19 +128,30 @@ def load_checkpoint(path: Path | str) -> Checkpoint:
     return _read(path)
 
 
-def put_damaged_aside(run: Path) -> Path:
+def put_damaged_aside(run: Path) -> tuple[Path, Checkpoint]:
     """The newest checkpoint of a run that is whole; damaged ones that are newer are renamed, epoch_0003.pt.damaged.
 
-    So they do not count among the two that a run keeps, and are not lost.
+    So they do not count among the two that a run keeps, and are not lost. Each is read a second time before, as a disk
+    may fail once.
+
+    Returns:
+        Its file, and what it holds.
 
     Raises:
         FileNotFoundError, DamagedFile, ValueError: as `load_checkpoint`.
     """
-    file, _, damaged = _newest_whole(run)
+    file, checkpoint, damaged = _newest_whole(run)
     for other in damaged:
+        try:
+            again = _read(other)
+        except DamagedFile:
+            pass
+        else:
+            warn(f"{other}: could be read at the second attempt, and is used")
+            return other, again
         names = (other.with_name(f"{other.name}.damaged{'' if n == 1 else n}") for n in itertools.count(1))
         other.rename(next(name for name in names if not name.exists()))
-    return file
+    return file, checkpoint
 
 
 def checkpoint_of(values: Any, path: Path) -> Checkpoint | None:

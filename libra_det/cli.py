@@ -59,9 +59,8 @@ def _explained(error: Exception) -> tuple[int | None, str]:
     """Exit code and message of an error that the user can do something about; no code for one that is ours."""
     if isinstance(error, NotWritten):
         return 1, f"libra: error: {error}"
-    if type(error).__module__.startswith(
-        "libra_det."
-    ):  # only these commands can raise them: what defines them is imported
+    # What defines these two is imported already, where they can be raised at all.
+    if type(error).__module__.startswith("libra_det."):
         from libra_det.interrupt import Interrupted
         from libra_det.train import NonFiniteLoss
 

@@ -17,6 +17,8 @@ from libra_det.config import Config
 from libra_det.files import UNFINISHED, make_folder, writing
 from libra_det.run_lock import LOCK
 
+_FIRST = "epoch_0000.pt"  # the weights that a run begins from
+
 
 def new_run_folder(output: Path | None, recipe: str) -> Path:
     """The folder that a new run writes to; it is created.
@@ -45,7 +47,8 @@ def new_run_folder(output: Path | None, recipe: str) -> Path:
 
 def refuse_run(output: Path) -> None:
     """Raises FileExistsError if `output` holds a run already."""
-    if (output / "config.json").exists() or (output / "checkpoints").exists():
+    checkpoints = output / "checkpoints"
+    if (output / "config.json").exists() or (checkpoints.exists() and not _is_left_over(checkpoints)):
         raise FileExistsError(
             f"--output {output}: already holds a run; add --resume to continue it, or choose another folder"
         )
@@ -58,6 +61,10 @@ def is_free(output: Path) -> bool:
 
 def remove_leftovers(run: Path) -> None:
     """Remove what dead processes have left half-written in a run folder, which the caller has the lock of."""
+    if is_free(run):  # a run that begins must not find a checkpoint of other weights
+        with contextlib.suppress(FileNotFoundError):
+            (run / "checkpoints" / _FIRST).unlink()
+        remove_if_empty(run / "checkpoints")
     for folder in (run, run / "checkpoints"):
         for file in folder.glob(f"*{UNFINISHED}"):
             with contextlib.suppress(OSError):
@@ -114,4 +121,7 @@ def environment(device: str, processes: int = 1) -> dict[str, Any]:
 
 
 def _is_left_over(file: Path) -> bool:
+    """Whether a process left this that was stopped before config.json made its folder a run."""
+    if file.name == "checkpoints" and file.is_dir():
+        return all(other.name == _FIRST or other.name.endswith(UNFINISHED) for other in file.iterdir())
     return file.name == LOCK or file.name.endswith(UNFINISHED)

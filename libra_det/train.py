@@ -33,7 +33,7 @@ from libra_det.data.check import describe
 from libra_det.devices import amp_warning
 from libra_det.distributed import ALONE, World, warn
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
-from libra_det.files import NotWritten, check_room, make_folder, write_json, write_text
+from libra_det.files import check_room, make_folder, write_json, write_text
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
@@ -41,6 +41,7 @@ from libra_det.progress import Progress
 from libra_det.proposals import check_proposals_are_named
 from libra_det.rescue import WatchedFolder, save_or_rescue
 from libra_det.run_folder import environment, resume_command
+from libra_det.run_lock import RunLock
 from libra_det.schedule import learning_rate, schedule_warning
 from libra_det.step import CURES, NonFiniteLoss, Step, StepNumbers, check_finite
 from libra_det.structures import Batch
@@ -61,7 +62,12 @@ class Trainer:
         weights: of a detector, to begin from; with another number of classes its class layers begin at random.
         partial: take of `weights` what fits.
         world: the processes that train together, each with a trainer of its own.
+
+    Attributes:
+        lock: by which the first process has the run folder; None: nobody else can take it.
     """
+
+    lock: RunLock | None = None
 
     def __init__(
         self,
@@ -130,13 +136,11 @@ class Trainer:
             OSError, ValueError: an image could not be read; a checkpoint was written.
             NotWritten: there is no room for two checkpoints, before training; or later no room for a file, and the
                 message says which checkpoint there is. Also when somebody has deleted the run folder: then all that
-                was learned is beside it.
+                was learned is beside it; or when another process has taken the run over.
         """
         self.world.from_main(self._prepare)
-        watched = closing(WatchedFolder(self.run)) if self.world.is_main else nullcontext()
+        watched = closing(WatchedFolder(self.run, self.lock)) if self.world.is_main else nullcontext()
         with watched as self._watched:
-            if self._began_from_weights:  # which --resume is not given again
-                self.world.from_main(self._save)
             return self._train()
 
     def _train(self) -> Evaluation:
@@ -154,7 +158,10 @@ class Trainer:
         return evaluation
 
     def _prepare(self) -> None:
-        """Before anything is computed: whether there is room, and what describes the run."""
+        """Before anything is computed: whether there is room, and what describes the run.
+
+        Weights that it begins from, which --resume is not given again, are saved before config.json makes it a run.
+        """
         tensors = [*self.model.state_dict().values()]
         if self.average is not None:
             tensors += self.average.module.state_dict().values()
@@ -163,6 +170,8 @@ class Trainer:
         count = max(1, 2 - len(checkpoint_files(self.run)))  # with those of a run that is resumed there are two
         what = f"{'two checkpoints' if count == 2 else 'another checkpoint'} of this model"
         check_room(self.run, count * checkpoint_bytes(tensors), what)
+        if self._began_from_weights:
+            self._save()
         write_text(self.run / "config.json", self.config.to_json() + "\n", durable=True)
         write_json(self.run / "environment.json", environment(str(self.device), self.world.size))
 
@@ -227,7 +236,7 @@ class Trainer:
         check_finite(done, numbers, self.run, self.world)
         try:
             self._show(done, numbers)
-        except NotWritten as error:
+        except OSError as error:
             batches.error = batches.error or error
         return numbers
 
@@ -263,6 +272,7 @@ class Trainer:
     def _write(self, evaluation: Evaluation) -> None:
         if not self._watched.is_there():
             self._save()  # which tells where
+        self._watched.check_lock()
         write_evaluation(evaluation, self.run, epoch=self.epoch, seconds_training=round(self.seconds, 3))
         numbers = {f"evaluation/{name}": value for name, value in evaluation.metrics.coco.items()}
         numbers["evaluation/voc_ap50"] = evaluation.metrics.voc_ap50
@@ -334,7 +344,16 @@ def resume(run: Path, device: torch.device, config: Config | None = None, world:
         ValueError: the model was changed, which its weights would not fit; or the length of an epoch (by another
             batch size or other data), which steps, schedule and log are counted in. Also as `load_checkpoint`.
     """
-    checkpoint = load_checkpoint(world.from_main(lambda: put_damaged_aside(run)))
+    checkpoint: Checkpoint | None = None
+
+    def find() -> Path:
+        nonlocal checkpoint
+        file, checkpoint = put_damaged_aside(run)
+        return file
+
+    file = world.from_main(find)
+    if checkpoint is None:  # in the other processes
+        checkpoint = load_checkpoint(file)
     config = config or checkpoint.config
     old, new = vars(checkpoint.config.model), vars(config.model)
     changed = [name for name in new if old[name] != new[name]]

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
     from libra_det.train import Trainer
 
 
+class _Held(ExitStack):
+    """What a run holds until it ends; in the first process the lock of its folder."""
+
+    lock: RunLock | None = None
+
+
 @dataclass
 class Train:
     """Train a detector, evaluate it and fill a run folder.
@@ -59,7 +65,7 @@ class Train:
     def _train(self, world: World, device: torch.device) -> int:
         if self.output is not None and not self.resume:
             refuse_run(self.output)
-        with ExitStack() as held:
+        with _Held() as held:
             if not self.resume or world.from_main(lambda: is_free(self.output)):
                 trainer = self._trainer(world, device)
                 # Only now, when the data was read: a mistake in the command leaves no folder.
@@ -67,6 +73,7 @@ class Train:
             else:
                 world.from_main(lambda: _hold(self.output, held))
                 trainer = self._continued(world, device)
+            trainer.lock = held.lock
             return self._run(trainer)
 
     def _run(self, trainer: Trainer) -> int:
@@ -90,7 +97,7 @@ class Train:
         )
         return 0
 
-    def _new_folder(self, held: ExitStack) -> Path:
+    def _new_folder(self, held: _Held) -> Path:
         """The folder of a run that begins, which `held` holds; another process may have been faster."""
         new = self.output is None or not self.output.exists()
         run = new_run_folder(self.output, self.config.recipe)
@@ -127,7 +134,7 @@ class Train:
         return Trainer(self.config, run, device, weights=weights, partial=self.partial, world=world)
 
 
-def _hold(run: Path, held: ExitStack) -> None:
+def _hold(run: Path, held: _Held) -> None:
     """Make a run this process's own until `held` ends, and clean up after a process that was killed."""
-    held.enter_context(RunLock(run))
+    held.lock = held.enter_context(RunLock(run))
     remove_leftovers(run)

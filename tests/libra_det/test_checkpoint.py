@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from libra_det import checkpoint as checkpoint_module
 from libra_det.checkpoint import (
     Checkpoint,
     checkpoint_bytes,
@@ -115,6 +116,11 @@ def test_without_room_the_message_says_what_there_is_and_how_to_go_on(tmp_path, 
     def refuse(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(NotWritten, match="There is no checkpoint before it; when there is room, start again"):
+            save_checkpoint(make(0), tmp_path)  # of a run that has not even begun
+    (tmp_path / "config.json").touch()
     for before, told in (
         ("", "There is no checkpoint before it"),
         ("1", "The checkpoint before it, epoch_0001.pt, is"),
@@ -167,7 +173,8 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys, kind):
         assert line.endswith(f"; the checkpoint before it is used, {files[0]}")
     assert checkpoint_files(tmp_path) == files  # reading changes nothing
 
-    assert put_damaged_aside(tmp_path) == files[0]
+    found, checkpoint = put_damaged_aside(tmp_path)
+    assert (found, checkpoint.epoch) == (files[0], 1)
     assert names(tmp_path) == ["epoch_0001.pt"]
     assert (tmp_path / "checkpoints" / "epoch_0003.pt.damaged").exists()
     save_checkpoint(make(3), tmp_path)
@@ -177,6 +184,33 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys, kind):
     damage(files[0], kind)
     with pytest.raises(DamagedFile, match=r"epoch_0001\.pt: cannot be read .*; no other"):
         load_checkpoint(tmp_path)
+
+
+def test_a_file_that_can_be_read_the_second_time_is_not_put_aside(tmp_path, capsys, monkeypatch):
+    files = [save_checkpoint(make(epoch), tmp_path) for epoch in (1, 2)]
+    read, calls = checkpoint_module.read_tensor_file, []
+
+    def fail_once(path):
+        calls.append(path)
+        if len(calls) == 1:
+            raise DamagedFile(f"{path}: cannot be read")
+        return read(path)
+
+    monkeypatch.setattr(checkpoint_module, "read_tensor_file", fail_once)
+    found, checkpoint = put_damaged_aside(tmp_path)
+    assert (found, checkpoint.epoch) == (files[1], 2) and checkpoint_files(tmp_path) == files
+    assert capsys.readouterr().err.endswith(f"{files[1]}: could be read at the second attempt, and is used\n")
+
+
+def test_an_old_one_that_cannot_be_removed_is_a_warning(tmp_path, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    for epoch in (1, 2):
+        save_checkpoint(make(epoch), tmp_path, keep=2)
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert save_checkpoint(make(3), tmp_path, keep=2).exists()
+    assert "epoch_0001.pt: could not be removed (Operation not permitted)" in capsys.readouterr().err
 
 
 def test_when_all_are_damaged_the_newest_is_named(tmp_path):

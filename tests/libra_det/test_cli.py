@@ -11,11 +11,11 @@ import torch
 import torchvision
 
 from libra_det import cli
-from libra_det.checkpoint import load_checkpoint
+from libra_det.checkpoint import checkpoint_files, load_checkpoint
 from libra_det.config import DataConfig, ModelConfig, TrainConfig
 from libra_det.models import build_model
 from libra_det.recipes import recipe
-from libra_det.run_folder import new_run_folder, read_config
+from libra_det.run_folder import is_free, new_run_folder, read_config
 from libra_det.train import Trainer
 
 
@@ -255,8 +255,18 @@ def test_a_run_from_weights_that_is_stopped_at_once_is_resumed_from_them(
     torch.save({"meta": {}, "state_dict": state}, tmp_path / "W.pth")
     run = tmp_path / "run"
     short = ("--epochs", 1, "--data", tiny_data, "--device", "cpu", "--learning-rate", 1e-9, "--ema-decay", 0)
+
+    def die(*_, **__):
+        raise RuntimeError("killed")
+
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr(Trainer, "_train_epoch", lambda trainer: (_ for _ in ()).throw(RuntimeError("killed")))
+        patch.setattr("libra_det.train.write_text", die)  # of config.json, after the first checkpoint
+        run_cli("train", "--weights", tmp_path / "W.pth", "--output", run, *short)
+    assert [file.name for file in checkpoint_files(run)] == ["epoch_0000.pt"] and is_free(run)
+    assert run_cli("train", "--output", run, "--resume", "--device", "cpu") == 2  # it would begin at random
+    assert f"{run}: not a run folder" in capsys.readouterr().err
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
+        patch.setattr(Trainer, "_train_epoch", die)
         run_cli("train", "--weights", tmp_path / "W.pth", "--output", run, *short)
     assert run_cli("train", "--output", run, "--resume", "--device", "cpu") == 0
     name = "neck.1.refine.g.conv.weight"

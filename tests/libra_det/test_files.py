@@ -4,13 +4,12 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from file_limit import files_of_at_most
 from safetensors.torch import save_file
 
 from libra_det import files
@@ -22,6 +21,7 @@ from libra_det.files import (
     size_text,
     whole_file,
     whole_stream,
+    write_bytes,
     write_text,
     writing,
 )
@@ -147,33 +147,19 @@ def test_a_growing_file_is_no_link(tmp_path):
     assert (tmp_path / "precious").read_text() == "a user's"
 
 
-LIMITED = """
-import resource, sys
-from pathlib import Path
-from libra_det.files import GrowingFile, NotWritten, whole_file, whole_stream, write_bytes
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-kind, file = sys.argv[1], Path(sys.argv[2])
-try:
+def write_by(kind: str, file: Path) -> None:
     if kind == "torch":
-        import torch
-        state = {"a": torch.zeros(100_000)}
         with whole_stream(file, needed=400_000) as stream:
-            torch.save(state, stream)
+            torch.save({"a": torch.zeros(100_000)}, stream)
     elif kind == "safetensors":
-        import numpy
-        from safetensors.numpy import save_file
-        state = {"a": numpy.zeros(50_000)}
         with whole_file(file, needed=400_000) as unfinished:
-            save_file(state, unfinished)
+            save_file({"a": torch.zeros(100_000)}, unfinished)
     elif kind == "bytes":
         write_bytes(file, bytes(400_000))
     else:
         growing = GrowingFile(file)
         growing.write(b"before")
         growing.write(bytes(400_000))
-except NotWritten as error:
-    print(error)
-"""
 
 
 @posix
@@ -181,9 +167,9 @@ except NotWritten as error:
 def test_a_real_limit_is_told_whoever_writes(tmp_path, kind):
     """EFBIG of the system, met by PyTorch's C++, by safetensors' Rust, and by Python."""
     file = tmp_path / "file"
-    done = subprocess.run([sys.executable, "-c", LIMITED, kind, file], capture_output=True, text=True, cwd=os.getcwd())
-    expected = f"{file}: could not be written (File too large): 400.0 kB are needed, "
-    assert done.stdout.startswith(expected), done.stderr
+    with files_of_at_most(100_000), pytest.raises(NotWritten) as caught:
+        write_by(kind, file)
+    assert str(caught.value).startswith(f"{file}: could not be written (File too large): 400.0 kB are needed, ")
     assert [path.read_bytes() for path in tmp_path.iterdir()] == ([b"before"] if kind == "growing" else [])
 
 

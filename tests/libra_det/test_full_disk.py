@@ -4,13 +4,12 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from file_limit import files_of_at_most
 
 from libra_det import cli, files, predict, progress
 from libra_det.checkpoint import checkpoint_files, load_checkpoint
@@ -39,23 +38,16 @@ def refuse(code: int):
     return raise_it
 
 
-LIMITED = """
-import resource, sys
-from libra_det import cli
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000_000, 20_000_000))
-sys.exit(cli.main(sys.argv[1:]))
-"""
-
-
 @pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
-def test_a_file_system_that_refuses_a_checkpoint(tiny_config, tmp_path):
+def test_a_file_system_that_refuses_a_checkpoint(tiny_config, tmp_path, capsys):
     """A real limit, that the checkpoint's 140 MB meet and the other files do not."""
     run = begun(tiny_config(epochs=2), tmp_path / "run")
-    command = [sys.executable, "-c", LIMITED, "train", "--output", str(run), "--resume", "--device", "cpu"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    with files_of_at_most(20_000_000):
+        assert train(run) == 1
+    told = capsys.readouterr().err
+    assert "Traceback" not in told
     file = run / "checkpoints" / "epoch_0001.pt"
-    error = done.stderr.splitlines()[-1]
+    error = told.splitlines()[-1]
     assert error.startswith(f"libra: error: {file}: could not be written (File too large): ")
     assert " MB are needed, " in error
     assert error.endswith(

@@ -1,5 +1,9 @@
-"""A run folder that is deleted or renamed while it is trained in: training ends, and goes on beside it from there."""
+"""A run folder that is deleted or renamed while it is trained in: training ends, and goes on beside it from there.
+And one that another process has taken over: training ends, and writes nothing more.
+"""
 
+import errno
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -7,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from libra_det import train
-from libra_det.checkpoint import checkpoint_files, load_checkpoint
+from libra_det import rescue, train
+from libra_det.checkpoint import checkpoint_files
 from libra_det.files import NotWritten
 from libra_det.rescue import WatchedFolder
+from libra_det.run_lock import RunLock
 from libra_det.train import Trainer, resume
 
 CPU = torch.device("cpu")
@@ -62,12 +67,10 @@ def test_what_was_learned_is_saved_beside_it(tiny_config, tmp_path, monkeypatch,
     assert sorted(file.name for file in rescued.iterdir()) == ["checkpoints", "config.json"]
 
     if lose is delete:
-        whole = tmp_path / "whole"
-        whole.mkdir()
-        Trainer(config, whole, CPU).train()
-        resume(rescued, CPU).train()
-        expected, found = load_checkpoint(whole), load_checkpoint(rescued)
-        assert all(torch.equal(expected.model[name], found.model[name]) for name in expected.model)
+        resumed = resume(rescued, CPU)
+        assert (resumed.epoch, resumed.step) == (1, 2)
+        expected, found = trainer.model.state_dict(), resumed.model.state_dict()
+        assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
 @pytest.mark.parametrize("moment", ["the checkpoint", "the evaluation"])
@@ -98,6 +101,58 @@ def test_an_untouched_folder_is_there(tmp_path):
     watched.check()
     watched.close()
     watched.close()
+
+
+def test_a_file_server_that_does_not_answer_well_has_it_still(tmp_path, monkeypatch):
+    watched = WatchedFolder(tmp_path)
+    stat = os.stat
+    for call in ("stat", "fstat"):
+        for code, there in ((errno.ESTALE, True), (errno.EIO, True), (errno.ENOENT, False)):
+
+            def refuse(path, *arguments, code=code, **options):
+                if path not in (tmp_path, watched._descriptor):
+                    return stat(path, *arguments, **options)
+                raise OSError(code, os.strerror(code))
+
+            with monkeypatch.context() as patch:
+                patch.setattr(os, call, refuse)
+                found = watched.is_there()
+            assert found == there
+    watched.close()
+
+
+@pytest.mark.parametrize("moment", ["a step", "the checkpoint", "the evaluation"])
+def test_a_run_that_was_taken_over_is_left_alone(tiny_config, tmp_path, monkeypatch, moment):
+    monkeypatch.setattr(rescue, "ASKED_EVERY", 0.0 if moment == "a step" else 1e9)
+    run = tmp_path / "run"
+    run.mkdir()
+    trainer = Trainer(tiny_config(epochs=2), run, CPU)
+
+    def look(folder) -> dict:
+        return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file() and "log" not in file.name}
+
+    before, compute, measure = {}, trainer._train_step, train.evaluate
+
+    def take() -> None:
+        (run / "lock").write_text("another's by now")
+        before.update(look(run / "checkpoints"))
+
+    def compute_and_lose(batch, **options):
+        if moment != "the evaluation" and (trainer.epoch, trainer.step) == (1, 1):
+            take()
+        return compute(batch, **options)
+
+    def measure_and_lose(*arguments, **options):
+        take()
+        return measure(*arguments, **options)
+
+    trainer._train_step = compute_and_lose
+    monkeypatch.setattr(train, "evaluate", measure_and_lose if moment == "the evaluation" else measure)
+    with RunLock(run) as trainer.lock, pytest.raises(NotWritten, match="another process has taken this run over"):
+        trainer.train()
+    assert (trainer.epoch, trainer.step) == ((1, 2) if moment == "a step" else (2, 0))
+    assert before and look(run / "checkpoints") == before and not (run / "metrics.json").exists()
+    assert sorted(folder.name for folder in tmp_path.iterdir() if folder.is_dir()) == ["data", "run"]
 
 
 def test_a_run_that_is_not_logged_each_step_notices_at_the_epochs_end(tiny_config, tmp_path):
