@@ -59,7 +59,8 @@ class _Quiet:
                 self._filters.__exit__()
 
 
-_QUIET = _Quiet()
+QUIET = _Quiet()
+"""The context for all that Pillow does: what matters of its warnings is said here."""
 limit_tags()
 
 
@@ -115,7 +116,7 @@ def open_image(file: Path) -> Image.Image:
     if not is_file(file):
         raise FileNotFoundError(f"{file}: this image file is missing")
     try:
-        with _QUIET:  # what matters of Pillow's warnings is said below
+        with QUIET:  # what matters of Pillow's warnings is said below
             image = Image.open(file, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ValueError(f"{file}: {_TOO_LARGE}") from error
@@ -139,7 +140,7 @@ def reason(error: Exception, file: Path | str) -> str:
 def read_header(image: Image.Image) -> ImageHeader:
     """The header of an opened image; damaged EXIF data counts as none."""
     try:
-        with _QUIET:
+        with QUIET:
             orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # whatever Pillow raises for it
         orientation = 1

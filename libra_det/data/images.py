@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as transforms
 
 from libra_det.config import DataConfig
-from libra_det.data.image_file import TRANSPOSING, annotated_as_stored, open_image, read_header, reason
+from libra_det.data.image_file import QUIET, TRANSPOSING, annotated_as_stored, open_image, read_header, reason
 
 _STRIP_PIXELS = 2**22  # converted at once, so that a large image does not need its memory three times over
 _WEIGHT_ONE = 2048  # OpenCV's weight of a whole pixel
@@ -155,8 +155,9 @@ def pad(images: Sequence[Tensor], size_divisor: int, size: tuple[int, int] | Non
 def _decode(image: Image.Image, turn: bool, name: str, advice: str) -> Tensor:
     """uint8 [3, H, W], turned as the EXIF data says if `turn`; `name` and `advice` are for the error."""
     try:
-        image.load()
-        return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
+        with QUIET:
+            image.load()
+            return _to_tensor(ImageOps.exif_transpose(image) if turn else image)
     except Exception as error:  # a damaged file can make Pillow raise anything
         raise ValueError(f"{name}: cannot be decoded ({reason(error, name)}); {advice}") from error
 

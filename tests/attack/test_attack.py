@@ -16,7 +16,7 @@ def attack(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
 
-@pytest.mark.parametrize(("what", "count"), [("operations", ("--calls", 4000)), ("files", ("--files", 150))])
+@pytest.mark.parametrize(("what", "count"), [("operations", ("--calls", 4000)), ("files", ("--files", 100))])
 def test_nothing_fails(what, count, tmp_path):
     ended = attack(what, *count, "--seed", 7, "--failures", tmp_path / "failures", "--json", tmp_path / "counts.json")
     assert ended.returncode == 0, f"{ended.stdout}\n{ended.stderr}"
