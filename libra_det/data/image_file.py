@@ -28,6 +28,10 @@ MOST_PIXELS = 178_956_970
 A camera's 102 million are read. So many as this take 1.3 GB, and 2.0 GB if they are a progressive JPEG to be turned.
 """
 
+_UNQUESTIONED = 89_478_485
+"""Pixels that a file of any size may have. One with more has at least a byte for twenty pixels, as every photo has: a
+small file could stand for a gigabyte."""
+_PIXELS_OF_A_BYTE = 20
 _MOST_WEBP = 44_739_242  # WebP's decoder holds a picture several times
 
 _TOO_LARGE = f"has more pixels than are read ({MOST_PIXELS}, of WebP a quarter); cut it into parts or make it smaller"
@@ -111,7 +115,7 @@ def open_image(file: Path) -> Image.Image:
 
     Raises:
         FileNotFoundError: if the file is missing.
-        ValueError: if it is no image of `FORMATS`, or has more than `MOST_PIXELS`.
+        ValueError: if it is no image of `FORMATS`, or has more than `MOST_PIXELS`, or than a file of its size has.
     """
     if not is_file(file):
         raise FileNotFoundError(f"{file}: this image file is missing")
@@ -125,9 +129,13 @@ def open_image(file: Path) -> Image.Image:
         raise ValueError(f"{file}: is no image that can be read ({why})") from error
     except Exception as error:  # a damaged file can make Pillow raise anything
         raise ValueError(f"{file}: is no image that can be read ({reason(error, file)})") from error
-    if image.width * image.height > (_MOST_WEBP if image.format == "WEBP" else MOST_PIXELS):
+    pixels, size = image.width * image.height, file.stat().st_size
+    if pixels > (_MOST_WEBP if image.format == "WEBP" else MOST_PIXELS):
         image.close()
         raise ValueError(f"{file}: {_TOO_LARGE}")
+    if pixels > max(_UNQUESTIONED, _PIXELS_OF_A_BYTE * size):
+        image.close()
+        raise ValueError(f"{file}: its {size} bytes would become {pixels} pixels, which is no photo; make it smaller")
     return image
 
 

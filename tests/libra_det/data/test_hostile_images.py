@@ -60,9 +60,12 @@ def test_promises_of_many_pixels_are_refused(tmp_path, content):
 
 @pytest.mark.filterwarnings("error")
 def test_a_photo_of_a_hundred_million_pixels_is_opened(tmp_path):
-    """Pillow warns of it, which is not passed on."""
-    (tmp_path / "a.jpg").write_bytes(b"P6 11648 8736 255\n")
+    """Pillow warns of it, which is not passed on. A file that is too small to be a photo is refused."""
+    (tmp_path / "a.jpg").write_bytes(b"P6 11648 8736 255\n" + bytes(6_000_000))
     assert image_header(tmp_path / "a.jpg").stored == (11648, 8736)
+    (tmp_path / "b.jpg").write_bytes(b"P6 11648 8736 255\n" + bytes(60_000))
+    with pytest.raises(ValueError, match=r"b\.jpg: its 60018 bytes would become 101756928 pixels, which is no photo"):
+        image_header(tmp_path / "b.jpg")
 
 
 def test_fewer_pixels_of_webp_are_read(tmp_path):
