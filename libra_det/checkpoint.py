@@ -150,7 +150,9 @@ def put_damaged_aside(run: Path) -> tuple[Path, Checkpoint]:
             warn(f"{other}: could be read at the second attempt, and is used")
             return other, again
         names = (other.with_name(f"{other.name}.damaged{'' if n == 1 else n}") for n in itertools.count(1))
-        other.rename(next(name for name in names if not name.exists()))
+        aside = next(name for name in names if not name.exists())
+        other.rename(aside)
+        warn(f"the damaged checkpoint is now called {aside}; nothing needs it")
     return file, checkpoint
 
 
@@ -203,11 +205,11 @@ def _newest_whole(run: Path) -> tuple[Path, Checkpoint, list[Path]]:
         except DamagedFile as error:
             reasons.append(error)
             continue
-        for reason in reasons:
-            warn(f"{reason}; the checkpoint before it is used, {file}")
+        for damaged, reason in zip(files, reasons, strict=False):
+            warn(f"{damaged} is damaged ({reason.why or reason}); {file} is used instead")
         return file, checkpoint, files[: len(reasons)]
     tried = f"of the {len(files)} checkpoints of the run, all tried, none can be read" if len(files) > 1 else "no other"
-    raise DamagedFile(f"{reasons[0]}; {tried}")
+    raise DamagedFile(f"{reasons[0]}; {tried}; put a copy of one into {run / 'checkpoints'}, or begin a new run")
 
 
 def _superfluous(files: list[Path], keep: int) -> list[Path]:

@@ -163,15 +163,15 @@ def evaluation_data(
     Args:
         data, split, annotations, image_folder, proposals: another data set, as data, eval_split, eval_annotations,
             image_folder and eval_proposals of `DataConfig`.
-        allow_outside: read images also where the annotations name files outside the data folder, as it is in the
-            configuration of the detector for its own data.
+        allow_outside: read images also where the annotations name files outside the data folder. What the detector's
+            file says about it does not count: it may be anybody's.
         batch_size: images at once.
         workers: processes that read them.
     """
     config = detector.config.data
     if data is not None:  # what named files in the old data set does not hold for the new one
         named = ("train_annotations", "eval_annotations", "image_folder", "eval_proposals")
-        config = replace(config, data=data, allow_outside=False, **dict.fromkeys(named))
+        config = replace(config, data=data, **dict.fromkeys(named))
     if split is not None and split != config.eval_split:
         config = replace(config, eval_split=split, eval_annotations=None, eval_proposals=None)
     changes = {
@@ -182,7 +182,7 @@ def evaluation_data(
         "workers": workers,
     }
     config = replace(config, **{name: value for name, value in changes.items() if value is not None})
-    config = replace(config, allow_outside=config.allow_outside or allow_outside)
+    config = replace(config, allow_outside=allow_outside)
     # As if it were the training split, whose own categories decide: the annotations trained on may be elsewhere by now.
     alone = replace(config, train_split=config.eval_split, train_annotations=config.eval_annotations)
     return DetectionDataset(load_annotations(alone, alone.eval_split), config, training=False, seed=0)

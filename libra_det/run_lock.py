@@ -98,7 +98,7 @@ class RunLock:
                 return False
             owner = _owner(_content(descriptor))
             if owner is not None and is_alive(owner, _now(self._file) - os.fstat(descriptor).st_mtime):
-                raise RunLocked(self._refusal(owner))
+                raise RunLocked(_refusal(self.run, owner))
             os.ftruncate(descriptor, 0)
             os.lseek(descriptor, 0, os.SEEK_SET)
             os.write(descriptor, self._text.encode())
@@ -108,21 +108,35 @@ class RunLock:
             with writing(self._file), _opened(self._file, os.O_RDWR) as descriptor:
                 text = _content(descriptor)
             if text != self._text:
-                raise RunLocked(self._refusal(_owner(text) or {}))
+                raise RunLocked(_refusal(self.run, _owner(text) or {}))
         return True
-
-    def _refusal(self, owner: dict[str, Any]) -> str:
-        who = f"process {owner['pid']} on {owner['host']} has had it since {owner['started']}" if owner else "another"
-        return (
-            f"{self.run}: another process trains in this run folder ({who}); wait for its end, or stop it, or choose "
-            f"another --output; if that process is gone, remove {self.run / LOCK}"
-        )
 
     def _give_signs_of_life(self) -> None:
         while not self._released.wait(TOUCHED_EVERY):
             with contextlib.suppress(OSError), _opened(self._file, os.O_RDWR) as descriptor:
                 if _content(descriptor) == self._text:
                     os.utime(self._file)
+
+
+def refuse_if_held(run: Path) -> None:
+    """Raises RunLocked if a living process has the run folder, or what may become one. Nothing is taken."""
+    file = run.absolute() / LOCK
+    try:
+        with _opened(file, os.O_RDONLY) as descriptor:
+            owner, changed = _owner(_content(descriptor)), os.fstat(descriptor).st_mtime
+        if owner is not None and is_alive(owner, _now(file) - changed):
+            raise RunLocked(_refusal(run, owner))
+    except OSError:  # there is none
+        return
+
+
+def _refusal(run: Path, owner: dict[str, Any]) -> str:
+    who = f"process {owner['pid']} on {owner['host']} has had it since {owner['started']}" if owner else "another"
+    gone = f"; if that process is gone, remove {run / LOCK}"
+    return (
+        f"{run}: another process trains in this run folder ({who}); wait for its end, or stop it, or choose another "
+        f"--output{gone if owner and owner['host'] != socket.gethostname() else ''}"
+    )
 
 
 def is_alive(owner: dict[str, Any], age: float) -> bool:

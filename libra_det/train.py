@@ -33,7 +33,7 @@ from libra_det.data.check import describe
 from libra_det.devices import amp_warning
 from libra_det.distributed import ALONE, World, warn
 from libra_det.evaluate import Evaluation, category_ids, draw_pictures, evaluate, write_evaluation
-from libra_det.files import check_room, make_folder, write_json, write_text
+from libra_det.files import check_room, free_bytes, make_folder, size_text, write_json, write_text
 from libra_det.interrupt import Interrupted, Interruptible
 from libra_det.models import build_model
 from libra_det.models.backbone import check_not_random
@@ -169,7 +169,14 @@ class Trainer:
             tensors += self.take_step.parameters
         count = max(1, 2 - len(checkpoint_files(self.run)))  # with those of a run that is resumed there are two
         what = f"{'two checkpoints' if count == 2 else 'another checkpoint'} of this model"
-        check_room(self.run, count * checkpoint_bytes(tensors), what)
+        size = checkpoint_bytes(tensors)
+        check_room(self.run, count * size, what)
+        free = free_bytes(self.run)
+        if free is not None and free < (count + 1) * size and self.config.train.epochs - self.epoch > count:
+            warn(
+                f"{size_text(free)} are free on the disk of {self.run}: two checkpoints stay while a third is written, "
+                f"which needs {size_text((count + 1) * size)}; make room, or training will stop there"
+            )
         if self._began_from_weights:
             self._save()
         write_text(self.run / "config.json", self.config.to_json() + "\n", durable=True)

@@ -53,13 +53,12 @@ class WriteProposals:
         data = detector.config.data
         if self.data is not None:  # what named files in the old data set does not hold for the new one
             named = ("train_annotations", "eval_annotations", "image_folder")
-            data = replace(data, data=self.data, allow_outside=False, **dict.fromkeys(named))
+            data = replace(data, data=self.data, **dict.fromkeys(named))
         split = self.split or data.train_split
         changes = {"image_folder": self.image_folder, "batch_size": self.batch_size, "workers": self.workers}
-        if self.allow_outside:
-            changes["allow_outside"] = True
         if self.annotations is not None:
             changes |= {"train_split": split, "train_annotations": self.annotations}
+        changes["allow_outside"] = self.allow_outside  # not the file's word: it may be anybody's
         data = replace(data, **{name: value for name, value in changes.items() if value is not None})
         images, total = write_proposals(detector, data, split, self.output, source=str(source), limit=self.limit)
         flag = "--proposals" if split == data.train_split else "--eval-proposals"

@@ -20,7 +20,7 @@ from libra_det.run_folder import (
     remove_leftovers,
     resume_command,
 )
-from libra_det.run_lock import RunLock
+from libra_det.run_lock import RunLock, refuse_if_held
 from libra_det.terminal import say
 
 if TYPE_CHECKING:
@@ -57,14 +57,15 @@ class Train:
     """auto (the first GPU if there is one), cpu, cuda or cuda:N."""
 
     def __call__(self) -> int:
+        if self.output is not None and not self.resume:
+            refuse_if_held(self.output)
+            refuse_run(self.output)
         from libra_det.distributed import joined_world
 
         with joined_world(self.device) as (world, device):
             return self._train(world, device)
 
     def _train(self, world: World, device: torch.device) -> int:
-        if self.output is not None and not self.resume:
-            refuse_run(self.output)
         with _Held() as held:
             if not self.resume or world.from_main(lambda: is_free(self.output)):
                 trainer = self._trainer(world, device)
@@ -116,7 +117,13 @@ class Train:
             return self._trainer(world, device)
         if self.weights is not None:
             say(f"--weights {self.weights}: not read; the run continues from its own checkpoint")
-        return resume(self.output, device, self.config, world)
+        trainer = resume(self.output, device, self.config, world)
+        epochs, done = self.config.train.epochs, f"{trainer.epoch} epochs"
+        if trainer.epoch >= epochs:
+            say(f"nothing is left to train: {done} are done, of {epochs}; a larger --epochs goes on")
+        else:
+            say(f"continues after {done}{f' and {trainer.step} steps' if trainer.step else ''}, of {epochs} epochs")
+        return trainer
 
     def _trainer(self, world: World, device: torch.device) -> Trainer:
         """A trainer that begins: at random, from a backbone, or from a detector's weights."""

@@ -25,7 +25,13 @@ _LONGEST_HEADER = 2**22  # bytes of a safetensors file's header; that of a detec
 
 
 class DamagedFile(ValueError):
-    """A file cannot be read: part of it is missing or not as it was written, or it is of another kind."""
+    """A file cannot be read: part of it is missing or not as it was written, or it is of another kind.
+
+    Attributes:
+        why: the reason alone, in a few words; empty where it is the message.
+    """
+
+    why = ""
 
 
 @dataclass
@@ -136,6 +142,10 @@ def _read_torch(path: Path) -> Any:
     try:
         return read_torch(path)
     except NeedsCode as error:
+        if not error.names_something and not _begins_as_weights(path):
+            raise DamagedFile(
+                f"{path}: cannot be read (it is neither a file of torch.save nor safetensors); expected weights"
+            ) from error
         raise ValueError(
             f"{path}: cannot be read without running code from it ({', '.join(error.names[:5])}), which is refused, "
             "for it could be anybody's. Have it saved again with tensors and plain values only: where it came from, "
@@ -151,6 +161,14 @@ def _read_torch(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
+def _begins_as_weights(path: Path) -> bool:
+    """As torch.save begins a file: a zip file, or a pickle of protocol 2 and later."""
+    with open(path, "rb") as stream:
+        return stream.read(2) in (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
+
+
 def _damaged(path: Path, error: Exception) -> DamagedFile:
     reason = (str(error) or type(error).__name__).splitlines()[0][:200]
-    return DamagedFile(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?")
+    damaged = DamagedFile(f"{path}: cannot be read ({reason}); is it complete, and a file of weights?")
+    damaged.why = reason
+    return damaged

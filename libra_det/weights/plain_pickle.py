@@ -27,6 +27,8 @@ _LONGEST_NAME = 100  # letters of a name that a message shows
 _LONGEST_PART = 200  # letters of a module's or function's name
 _MOST_PARTS = 16  # of a key that is a tuple
 
+_INSTRUCTION = "the instruction "
+
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = frozenset(
     "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES "
@@ -41,10 +43,12 @@ class NeedsCode(ValueError):
 
     Attributes:
         names: of all such things in it, sorted.
+        names_something: there is more among them than instructions that the reader does not know.
     """
 
     def __init__(self, names: set[str]) -> None:
         self.names = sorted(name[:_LONGEST_NAME] for name in names)
+        self.names_something = any(not name.startswith(_INSTRUCTION) for name in names)
         super().__init__(f"it calls {', '.join(self.names[:5])}")
 
 
@@ -133,7 +137,7 @@ class _Machine:
             self.wanted.add(argument.replace(" ", "."))
             raise NeedsCode(self.wanted)
         elif opcode != "STOP" and opcode not in _IGNORED:
-            raise NeedsCode(self.wanted | {f"the instruction {opcode}"})
+            raise NeedsCode(self.wanted | {_INSTRUCTION + opcode})
 
     def _pop(self, count: int) -> list[Any]:
         if len(self.stack) - (self.marks[-1] if self.marks else 0) < count:

@@ -169,8 +169,8 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, capsys, kind):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     for line, file in zip(lines, files[:0:-1], strict=True):
-        assert line.startswith(f"libra: warning: {file}: cannot be read (")
-        assert line.endswith(f"; the checkpoint before it is used, {files[0]}")
+        assert line.startswith(f"libra: warning: {file} is damaged (")
+        assert line.endswith(f"; {files[0]} is used instead")
     assert checkpoint_files(tmp_path) == files  # reading changes nothing
 
     found, checkpoint = put_damaged_aside(tmp_path)

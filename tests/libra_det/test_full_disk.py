@@ -180,7 +180,7 @@ def test_what_a_killed_process_leaves_is_in_nobodys_way(tiny_config, tmp_path, c
     capsys.readouterr()
     assert train(run) == 0
     error = capsys.readouterr().err
-    assert f"libra: warning: {newest}: cannot be read" in error and "epoch_0001.pt" in error
+    assert f"libra: warning: {newest} is damaged" in error and "epoch_0001.pt" in error
     assert not list(run.rglob("*.unfinished"))
     folder = [file.name for file in (run / "checkpoints").iterdir()]
     assert sorted(folder) == ["epoch_0001.pt", "epoch_0002.pt", "epoch_0002.pt.damaged"]

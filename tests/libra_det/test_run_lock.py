@@ -48,7 +48,7 @@ def test_there_is_one_owner_until_it_ends(tmp_path):
     lock = RunLock(tmp_path)
     assert lock_of(tmp_path)["pid"] == os.getpid()
     with pytest.raises(
-        RunLocked, match=rf"process {os.getpid()} on .* has had it since 2.*; wait for its end.*remove .*lock$"
+        RunLocked, match=rf"process {os.getpid()} on .* has had it since 2.*; wait for its end.*another --output$"
     ):
         RunLock(tmp_path)
     lock.release()
