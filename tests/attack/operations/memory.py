@@ -129,5 +129,7 @@ def same_bits(one: object, other: object) -> bool:
         return False
     if one.is_meta:
         return True
-    one, other = one.detach().resolve_neg().contiguous(), other.detach().resolve_neg().contiguous()
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    # A single number may have any stride, and counts as contiguous all the same.
+    flat = (x.detach().resolve_neg().contiguous().reshape(-1).as_strided((x.numel(),), (1,)) for x in (one, other))
+    flat = (x.view(torch.uint8) for x in flat)
+    return torch.equal(*flat)

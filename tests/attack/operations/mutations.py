@@ -184,9 +184,10 @@ def _mutated_array(draw: Draw, array: np.ndarray) -> Any:
         ("dtype", "dtype", "values", "values", "shape", "shape", "order", "swapped", "object", "masked", "huge", "word")
     )
     if what == "dtype":
-        return array.astype(
-            draw.choice(("f2", "f4", "f8", "i8", "i4", "i1", "?", "c8", "u1", "U3", "O", "g", ">f4", ">i8"))
-        )
+        dtype = draw.choice(("f2", "f4", "f8", "i8", "i4", "i1", "?", "c8", "u1", "U3", "O", "g", ">f4", ">i8"))
+        with suppress(ValueError):  # text that was cut short is no number any more
+            return array.astype(dtype)
+        return array
     if what == "values" and array.size:
         array = array.copy()
         pool = SPECIAL if array.dtype.kind == "f" else (0, 1) if array.dtype.kind == "b" else INT64
