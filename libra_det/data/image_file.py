@@ -28,7 +28,7 @@ MOST_PIXELS = 178_956_970
 A camera's 102 million are read. So many as this take 1.3 GB, and 2.0 GB if they are a progressive JPEG to be turned.
 """
 
-_UNQUESTIONED = 89_478_485
+_UNQUESTIONED = 44_739_242
 """Pixels that a file of any size may have. One with more has at least a byte for twenty pixels, as every photo has: a
 small file could stand for a gigabyte."""
 _PIXELS_OF_A_BYTE = 20
