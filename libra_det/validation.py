@@ -10,9 +10,9 @@ from typing import Any, Literal
 from libra_det.terminal import shown
 
 MOST_ITEMS = 64
-"""Of a tuple, such as the ratios of anchors. No real configuration comes near it."""
+"""The longest tuple of a field, such as the ratios of anchors. No real configuration comes near it."""
 LARGEST = 1e38
-"""Of a number without a bound of its own: what float32 holds."""
+"""The bound of a number that has no other: what float32 holds."""
 
 
 def check_fields(config: Any, intervals: dict[str, str]) -> None:

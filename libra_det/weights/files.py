@@ -162,7 +162,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _begins_as_weights(path: Path) -> bool:
-    """As torch.save begins a file: a zip file, or a pickle of protocol 2 and later."""
+    """Whether a file begins as torch.save writes it: a zip file, or a pickle of protocol 2 and later."""
     with open(path, "rb") as stream:
         return stream.read(2) in (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6)))
 

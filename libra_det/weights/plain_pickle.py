@@ -305,7 +305,7 @@ PLAIN_BUILDERS: dict[str, Builder] = {
     **{f"{module}.scalar": scalar for module in _NUMPYS},
     **{f"{module}._reconstruct": ArrayInTheMaking for module in _NUMPYS},
 }
-"""Of plain Python and of NumPy 1 and 2. Training frameworks leave such values in their notes."""
+"""Names of plain Python and of NumPy 1 and 2. Training frameworks leave such values in their notes."""
 
 _FACTORIES = ("list", "dict", "int", "float", "str")
 NAMES = frozenset(["numpy.ndarray", *(f"{module}.{kind}" for module in _BUILTINS for kind in _FACTORIES)])

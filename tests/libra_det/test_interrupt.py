@@ -80,7 +80,7 @@ class Terminal:
 
 @pytest.mark.parametrize("owned", [True, False], ids=["which sends SIGHUP", "which it has left"])
 def test_a_terminal_that_is_closed_costs_nothing(tiny_config, tmp_path, owned):
-    """Of a process that is still its own it is a SIGHUP; a disowned one learns it from errors when it writes."""
+    """A process of the terminal gets a SIGHUP; a disowned one learns it from errors when it writes."""
     config = tiny_config(epochs=1000)
     config = replace(config, data=replace(config.data, workers=2))
     run = tmp_path / "run"

@@ -30,7 +30,7 @@ def rename(run):
 
 
 def make_anew(run):
-    """As someone who begins the run again while it runs."""
+    """Begins the run again while it runs."""
     shutil.rmtree(run)
     run.mkdir()
 

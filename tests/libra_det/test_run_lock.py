@@ -199,7 +199,7 @@ def test_an_owner_gives_signs_of_life(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"host": "a"}', '{"host": 1, "pid": "x"}', "\x00" * 50])
 def test_a_lock_that_says_nothing_is_nobodys(tmp_path, text):
-    """As of a process that was killed while it wrote, or of a loss of power."""
+    """Damages a file as a killed process or a loss of power does."""
     (tmp_path / "lock").write_text(text)
     with RunLock(tmp_path):
         assert lock_of(tmp_path)["pid"] == os.getpid()

@@ -22,7 +22,7 @@ def zip_file(
     extra: Iterable[tuple[str, bytes]] = (),
     compression: int = zipfile.ZIP_STORED,
 ) -> bytes:
-    """As torch.save writes it."""
+    """The file as torch.save writes it."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", compression) as archive:
         archive.writestr(f"{root}/data.pkl", program)
@@ -36,7 +36,7 @@ def zip_file(
 
 
 def legacy_file(program: bytes, storages: Mapping[str, bytes], *, sizes: Mapping[str, int] | None = None) -> bytes:
-    """As torch.save wrote it before 1.6: five pickles, then the storages, each after its number of elements."""
+    """The file before torch 1.6: five pickles, then the storages, each after its number of elements."""
     little = {"protocol_version": PROTOCOL, "little_endian": True, "type_sizes": {"short": 2, "int": 4, "long": 4}}
     parts = [pickle.dumps(value, protocol=2) for value in (MAGIC, PROTOCOL, little)]
     parts += [program, pickle.dumps(list(storages), protocol=2)]

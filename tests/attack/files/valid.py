@@ -32,7 +32,7 @@ class Valid:
     images: dict[str, bytes] = field(default_factory=dict)  # by file name
 
     def config(self, recipe: str = "tiny_faster") -> dict[str, Any]:
-        """As JSON has it."""
+        """The value as JSON has it."""
         return json.loads(json.dumps(asdict(self.configs[recipe])))
 
 

@@ -24,7 +24,7 @@ def _array(value: Any) -> Any:
 
 
 def _tensor(value: Any) -> Any:
-    """Of an accepted array: native, contiguous, of its own memory."""
+    """An accepted array in native byte order, contiguous and in memory of its own."""
     if isinstance(value, (tuple, list)) and any(isinstance(item, np.ndarray) for item in value):
         return type(value)(map(_tensor, value))
     if not isinstance(value, np.ndarray):

@@ -78,7 +78,7 @@ class Draw:
         return np.asarray(self.numbers.random(shape) < share)
 
     def tensor(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
-        """Of a floating dtype that is drawn, unless it is given."""
+        """A tensor of a floating dtype, which is drawn unless it is given."""
         tensor = torch.from_numpy(np.asarray(array))
         if dtype is None:
             dtype = self.choice(FLOATS)

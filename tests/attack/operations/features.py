@@ -19,7 +19,7 @@ _DTYPES = (torch.float32, torch.float32, torch.float64, torch.float16, torch.bfl
 
 
 def _maps(draw: Draw, count: int) -> list[Tensor]:
-    """Of one dtype, halved from one to the next or of any sizes, some channels-last."""
+    """Maps of one dtype, halved from one to the next or of any sizes, some channels-last."""
     batch, channels = draw.choice((1, 1, 2, 3, 0)), draw.choice(_CHANNELS)
     dtype, last = draw.choice(_DTYPES), draw.chance(0.5)
     height, width = draw.choice(_SIDES), draw.choice(_SIDES)
@@ -107,7 +107,7 @@ def check_pooled(given: Arguments, pooled: Any) -> None:
 
 
 def compare_pooled(given: Arguments, pooled: Any) -> None:
-    """Of moderate boxes, maps and strides, where the twin does not visit points without end."""
+    """Compare moderate boxes, maps and strides: with others the twin visits points without end."""
     boxes = plain(given["boxes"]).double()
     maps = [plain(x, torch.float64) for x in given["features"]]
     strides, scale = [float(stride) for stride in given["strides"]], float(given["finest_scale"])

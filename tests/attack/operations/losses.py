@@ -114,7 +114,7 @@ def check_regression(given: Arguments, loss: Any) -> None:
 
 
 def compare_regression(given: Arguments, loss: Any) -> None:
-    """Of boxes up to 1e18, without sums and without decoding: the twin's arithmetic, but for the arc tangent."""
+    """Compare boxes up to 1e18, without sums and decoding: the twin's arithmetic, but for the arc tangent."""
     if given["references"] is not None or given["reduction"] != "none":
         return
     pred, target = (plain(given[name], loss.dtype) for name in ("pred", "target"))

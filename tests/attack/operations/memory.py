@@ -58,7 +58,7 @@ def odd_bools(draw: Draw, tensor: Tensor) -> Tensor:
 
 
 def tensors_in(values: Iterable[object]) -> list[Tensor]:
-    """Those with memory of their own on the CPU, also in lists and tuples."""
+    """Tensors with memory of their own on the CPU, also in lists and tuples."""
     found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):

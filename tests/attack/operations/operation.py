@@ -23,7 +23,7 @@ class Operation:
     function: Callable[..., Any]
     draw: Callable[[Draw], Arguments]
     check: Callable[[Arguments, Any], None]
-    """Of any arguments that were accepted: shapes, dtypes, ranges. Raises AssertionError."""
+    """Checks the result of any accepted arguments: shapes, dtypes, ranges. Raises AssertionError."""
     compare: Callable[[Arguments, Any], None] | None = None
     """The same for the values, by the twin in libra_ops.reference. Slow, so of some calls only."""
     leaves: tuple[str, ...] = ()

@@ -113,7 +113,7 @@ def test_they_are_read_where_the_user_allows_it(outside, name):
 
 @pytest.mark.parametrize("name", NAMES_OUTSIDE)
 def test_an_image_of_that_name_in_the_folder_is_taken_and_told(outside, name):
-    """As Label Studio exports data: all images in one folder, named by where they lay on its server."""
+    """Label Studio exports data so: all images in one folder, named by where they lay on its server."""
     (outside.folder / "images").mkdir()
     for number in range(4):
         (outside.folder / f"{number}.png").rename(outside.folder / "images" / f"{number}.png")
