@@ -22,6 +22,7 @@ from libra_det.commands.proposals import WriteProposals
 from libra_det.commands.train import Train
 from libra_det.config import Config, DataConfig, ModelConfig, TrainConfig
 from libra_det.files import NotWritten
+from libra_det.interrupt import drop_lost_terminal
 from libra_det.recipes import recipe
 from libra_det.run_folder import is_free, read_config, resume_command
 from libra_det.terminal import say
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
+        drop_lost_terminal()
         print("\nlibra: stopped", file=sys.stderr)
         return 130
     except Exception as error:
@@ -51,6 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
         code, message = _explained(error)
         if code is None:
             raise
+        drop_lost_terminal()  # or the message would be an error of its own, and the exit code another
         say(message, file=sys.stderr)
         return code
 
